@@ -1,0 +1,183 @@
+"""Every exception of the project. Each message says what happened, to what, and what to do next.
+
+```
+EventBusError
+├── ConfigurationError        a mistake in the program: found where it is made, with function, file and line
+├── UnhandledCommand          a command that no handler was registered for
+├── MissingDependency         a handler asks for a parameter that nobody provides
+├── RecursionLimitExceeded    messages that raise messages without end
+├── TransactionError          a unit of work used against its life
+├── EncodeError               a message that cannot be sent, or would come back different
+├── DecodeError               a payload that is not the message it says it is
+├── PublishError              committed, but not (or perhaps not) in the stream
+├── TransportError            the server, as seen from here
+│   ├── Unavailable             it does not answer; try again
+│   ├── Full                    it has no memory left; drain it or give it more
+│   └── Refused                 it said no; trying again will not help
+├── LeaseLost                 another consumer has taken the delivery over
+└── ConcurrencyError          a value changed between reading and writing
+
+Retry, Reject                 verdicts that a handler raises; not errors, and not under EventBusError
+```
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from eventbus.envelope import Envelope
+
+Outcome = Literal["not sent", "unknown"]
+
+
+class EventBusError(Exception):
+    """The root of every error that eventbus raises on its own account."""
+
+
+class ConfigurationError(EventBusError):
+    """A mistake in the program, found where it is made."""
+
+
+class UnhandledCommand(EventBusError):
+    """A command that no handler was registered for."""
+
+
+class MissingDependency(EventBusError):
+    """A handler's parameter that is neither a default, nor a dependency of the bus, nor given to `handle`."""
+
+
+class RecursionLimitExceeded(EventBusError):
+    """A chain of messages, each raised by the handler of the one before, that is longer than the bus allows."""
+
+
+class TransactionError(EventBusError):
+    """A unit of work used against its life: left without an end, ended twice, or entered by two at once."""
+
+
+class EncodeError(EventBusError):
+    """A message that cannot be encoded, would not decode to itself, or exceeds a limit.
+
+    `type` is the name on the wire, `path` where in the message the trouble lies (``$.price``).
+    """
+
+    def __init__(self, text: str, *, type: str = "", path: str = "$") -> None:
+        super().__init__(text)
+        self.type = type
+        self.path = path
+
+
+class DecodeError(EventBusError):
+    """A payload that is not the message it says it is: malformed, of the wrong shape, too large or too deep.
+
+    `type` is the name on the wire, `path` where in the payload the trouble lies (``$.price``; ``$`` for the whole).
+    """
+
+    def __init__(self, text: str, *, type: str = "", path: str = "$") -> None:
+        super().__init__(text)
+        self.type = type
+        self.path = path
+
+
+class TransportError(EventBusError):
+    """The server, as seen from here. The subclasses tell whether trying again can help."""
+
+
+class Unavailable(TransportError):
+    """The server cannot be reached, does not answer, or is loading: trying again later can help."""
+
+
+class Full(TransportError):
+    """The server has no memory left for a write; what is read and acked still works, and drains it."""
+
+
+class Refused(TransportError):
+    """The server said no (authentication, permission, a key of the wrong type): trying again will not help."""
+
+
+class PublishError(EventBusError):
+    """Envelopes that are not, or perhaps not, in the stream though their transaction is committed.
+
+    `envelopes` are exactly those; `outcome` is ``"not sent"`` when none of them can be in the stream, and ``"unknown"`` when
+    the reply was lost. Publishing the same envelopes again is safe in both cases: an envelope id is added once.
+
+    What is raised is also the `TransportError` that stopped it, so ``except Full`` and ``except PublishError`` both work.
+    """
+
+    envelopes: Sequence[Envelope]
+    outcome: Outcome
+
+    @staticmethod
+    def because(error: TransportError, envelopes: Sequence[Envelope], outcome: Outcome) -> PublishError:
+        """The publish error for these envelopes that is also an error of the cause's kind."""
+        kind = next(kind for base, kind in _PUBLISH_ERRORS.items() if isinstance(error, base))
+        what = "1 envelope" if len(envelopes) == 1 else f"{len(envelopes)} envelopes"
+        fate = "not sent" if outcome == "not sent" else "perhaps sent: the reply was lost"
+        failure = kind(f"{what} {fate}: {error}; publish the same envelopes again, which adds none twice")
+        failure.envelopes, failure.outcome = tuple(envelopes), outcome
+
+        return failure
+
+
+class _PublishUnavailable(PublishError, Unavailable): ...
+
+
+class _PublishFull(PublishError, Full): ...
+
+
+class _PublishRefused(PublishError, Refused): ...
+
+
+class _PublishFailed(PublishError, TransportError): ...
+
+
+_PUBLISH_ERRORS: dict[type[TransportError], type[PublishError]] = {
+    Unavailable: _PublishUnavailable,
+    Full: _PublishFull,
+    Refused: _PublishRefused,
+    TransportError: _PublishFailed,
+}
+for _kind in _PUBLISH_ERRORS.values():
+    _kind.__name__ = _kind.__qualname__ = "PublishError"
+
+
+class LeaseLost(EventBusError):
+    """Another consumer has taken the delivery over: the handler is cancelled and its outcome discarded."""
+
+
+class ConcurrencyError(EventBusError):
+    """A value changed between the reading and the writing of a unit of work; handle the message again."""
+
+
+class Retry(Exception):  # noqa: N818 - a verdict reads as a verb
+    """Raised by a handler: deliver this again, after so many seconds.
+
+    Without `after` the subscriber's policy says how long to wait. An explicit delay is always granted: it does not count against the
+    policy's attempts, though the attempt number rises.
+    """
+
+    def __init__(self, reason: str = "", *, after: float | None = None) -> None:
+        super().__init__(reason or "the handler asked for another attempt")
+        if after is not None and not 0 <= after < float("inf"):
+            raise ValueError(f"Retry(after={after!r}): seconds, zero or more")
+        self.after = after
+
+
+class Reject(Exception):  # noqa: N818 - a verdict reads as a verb
+    """Raised by a handler: this will never succeed; bury it now, with the reason."""
+
+    def __init__(self, reason: str = "the handler rejected it") -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+def excerpt(text: str, limit: int = 200) -> str:
+    """The text fit for a log line, a dead letter or a terminal: one line, no control characters, at most `limit` long."""
+    cleaned = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text[: limit + 1])
+
+    return cleaned if len(cleaned) <= limit else cleaned[: limit - 1] + "…"

@@ -1,0 +1,533 @@
+"""`MemoryTransport`: streams, groups and everything a transport promises, in this process, without I/O. The executable specification.
+
+It keeps the same contract as Redis (`eventbus.testing.TransportContract` runs over both), under asyncio and trio, and its clock can be
+moved forward: a test of a delay of an hour takes no time.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import time
+import traceback
+from collections import deque
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from types import TracebackType
+from typing import Self, TypeVar
+
+import anyio
+
+from eventbus.envelope import JSON, Codec, Envelope, decode, timestamp, to_fields
+from eventbus.errors import PublishError, Refused, excerpt
+from eventbus.messages import Message, check_name
+from eventbus.transport import Backlog, DeadLetter, Delivery, Subscribe, new_consumer, start_position, utc
+
+M = TypeVar("M", bound=Message)
+
+PUBLISH_WINDOW = 600.0
+"""Seconds, at least, for which an envelope id is remembered."""
+
+
+class Clock:
+    """Time that can be moved forward. It runs with the wall unless ``running=False``: then only `advance` moves it."""
+
+    def __init__(self, *, running: bool = True) -> None:
+        self._running = running
+        self._offset = time.time() - (time.monotonic() if running else 0.0)
+        self._sleepers: set[anyio.Event] = set()
+
+    def time(self) -> float:
+        """Seconds since 1970."""
+        return self._offset + (time.monotonic() if self._running else 0.0)
+
+    def advance(self, seconds: float) -> None:
+        """Move the time forward, and wake whoever waited for it."""
+        if seconds < 0:
+            raise ValueError(f"advance({seconds!r}): time goes forward")
+        self._offset += seconds
+        for sleeper in self._sleepers:
+            sleeper.set()
+
+    async def wait(self, event: anyio.Event, until: float | None) -> None:
+        """Wait for the event, for the time, or for the clock to be moved, whichever is first."""
+        self._sleepers.add(event)
+        try:
+            if until is None or not self._running:
+                await event.wait()
+            else:
+                with anyio.move_on_after(max(0.0, until - self.time())):
+                    await event.wait()
+        finally:
+            self._sleepers.discard(event)
+
+
+class MemoryTransport:
+    """Streams in this process.
+
+    `events` and `messages` show what was published. The clock runs, and may be moved with ``transport.clock.advance(seconds)``;
+    ``MemoryTransport(clock=Clock(running=False))`` stands still in between.
+    """
+
+    def __init__(self, stream: str = "events", *, codec: Codec = JSON, clock: Clock | None = None) -> None:
+        self.stream = check_name("stream", stream)
+        self.codec = codec
+        self.clock = clock or Clock()
+        self.envelopes: list[Envelope] = []
+        """Every envelope that was published, in order."""
+        self._streams: dict[str, _Stream] = {}
+        self._waiting: set[anyio.Event] = set()
+        self._holders = 0
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<MemoryTransport {len(self.envelopes)} published>"
+
+    @property
+    def events(self) -> list[dict[str, str | bytes]]:
+        """Each published envelope as a mapping with ``id``, ``created_at``, ``type`` and ``payload``, as it lies in a stream."""
+        return [
+            {
+                "id": envelope.id,
+                "created_at": timestamp(envelope.created_at),
+                "type": envelope.type,
+                "payload": envelope.payload.decode() if envelope.content_type == JSON.content_type else envelope.payload,
+            }
+            for envelope in self.envelopes
+        ]
+
+    def messages(self, message_type: type[M]) -> list[M]:
+        """The published messages of a type, decoded, in order."""
+        return [
+            decode(message_type, envelope.payload, envelope.content_type)
+            for envelope in self.envelopes
+            if envelope.type == message_type.metadata.type
+        ]
+
+    async def __aenter__(self) -> Self:
+        self._holders += 1
+        self._closed = False
+
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._holders -= 1
+        self._closed = self._holders == 0
+
+    async def publish(self, envelopes: Sequence[Envelope], /) -> list[str]:
+        if self._closed:
+            raise PublishError.because(Refused("the transport is closed; enter it again"), envelopes, "not sent")
+        for envelope in envelopes:
+            check_name("stream", envelope.stream or self.stream)
+        await anyio.lowlevel.checkpoint()
+        ids = []
+        for envelope in envelopes:
+            stream = self._stream(envelope.stream or self.stream)
+            id, added = stream.add(envelope, self.clock.time())
+            ids.append(id)
+            if added:
+                self.envelopes.append(envelope)
+        self._wake()
+
+        return ids
+
+    @asynccontextmanager
+    async def subscribe(self, request: Subscribe, /) -> AsyncIterator[MemorySubscription]:
+        await anyio.lowlevel.checkpoint()
+        groups = []
+        for name in request.streams:
+            stream = self._stream(check_name("stream", name))
+            if request.group not in stream.groups:
+                stream.groups[request.group] = _Group(stream, request.group, stream.position(request.start))
+            groups.append(stream.groups[request.group])
+        subscription = MemorySubscription(self, groups, request)
+        self._holders += 1
+        self._closed = False
+        try:
+            yield subscription
+        finally:
+            self._holders -= 1
+            subscription.close()
+            self._wake()
+
+    async def backlog(self, stream: str, group: str) -> Backlog:
+        await anyio.lowlevel.checkpoint()
+        found = self._streams.get(stream)
+        state = found.groups.get(group) if found else None
+        if state is None:
+            return Backlog(unread=len(found.entries) if found else 0, pending=0, delayed=0)
+        now = self.clock.time()
+        times = [state.delayed[0][0]] if state.delayed else []
+        times += [held.until for held in state.orphans.values()]
+
+        return Backlog(
+            unread=len(state.stream.entries) - state.position + len(state.retry),
+            pending=len(state.pending),
+            delayed=len(state.delayed),
+            next_in=max(0.0, min(times) - now) if times else None,
+        )
+
+    async def dead_letters(self, stream: str, group: str, *, limit: int = 100) -> list[DeadLetter]:
+        await anyio.lowlevel.checkpoint()
+        found = self._streams.get(stream)
+        state = found.groups.get(group) if found else None
+
+        return list(itertools.islice(state.dead.values(), limit)) if state else []
+
+    async def requeue(self, dead_letter: DeadLetter, /) -> bool:
+        await anyio.lowlevel.checkpoint()
+        stream = self._streams.get(dead_letter.stream)
+        state = stream.groups.get(dead_letter.group) if stream else None
+        if state is None or state.dead.pop(dead_letter.id, None) is None:
+            return False
+        fields = [item for pair in dead_letter.fields.items() for item in pair]
+        state.retry.append(_Again(dead_letter.entry_id, fields, state.next_id(), 1, None, None))
+        self._wake()
+
+        return True
+
+    def _stream(self, name: str) -> _Stream:
+        if name not in self._streams:
+            self._streams[name] = _Stream(name)
+
+        return self._streams[name]
+
+    def _wake(self) -> None:
+        for event in self._waiting:
+            event.set()
+
+
+class MemorySubscription:
+    """A consumer of a `MemoryTransport`.
+
+    A living one keeps its leases without doing anything for it. For tests it can be made to die (`abandon`) or to stand still (`freeze`,
+    `thaw`), and its leases then run out as they would.
+    """
+
+    def __init__(self, transport: MemoryTransport, groups: list[_Group], request: Subscribe) -> None:
+        self.consumer = new_consumer()
+        self._transport = transport
+        self._groups = groups
+        self._request = request
+        self._held: dict[tuple[str, str], Delivery] = {}
+        self._stopped = False
+        self._alive = True
+        self._receiving = False
+
+    def __repr__(self) -> str:
+        return f"<subscription {self.consumer} of {self._request.group}>"
+
+    async def receive(self, limit: int, /) -> list[Delivery]:
+        await anyio.lowlevel.checkpoint()
+        while True:
+            if self._stopped:
+                return []
+            if not self._alive:
+                await anyio.sleep_forever()
+            if found := self._take(limit):
+                return found
+            event = anyio.Event()
+            self._transport._waiting.add(event)
+            try:
+                await self._transport.clock.wait(event, self._next())
+            finally:
+                self._transport._waiting.discard(event)
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._transport._wake()
+
+    def ack(self, delivery: Delivery, /) -> None:
+        if self._alive:
+            self._held.pop((delivery.source, delivery.source_id), None)
+            self._group(delivery).settle(delivery)
+            self._transport._wake()
+
+    async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:
+        group = await self._ours(delivery)
+        if group is None:
+            return False
+        now = self._transport.clock.time()
+        again = _Again(
+            delivery.entry_id,
+            delivery.fields,
+            group.next_id(),
+            delivery.attempt + 1,
+            delivery.first_failure or utc(now),
+            excerpt(f"{type(error).__name__}: {error}") if error is not None else delivery.last_error,
+        )
+        heapq.heappush(group.delayed, (now + after, group.next_number(), again))
+        self._settled(group, delivery)
+
+        return True
+
+    async def bury(self, delivery: Delivery, /, *, reason: str, error: BaseException | None = None) -> bool:
+        group = await self._ours(delivery)
+        if group is None:
+            return False
+        now = utc(self._transport.clock.time())
+        id = group.next_id()
+        group.dead[id] = DeadLetter(
+            id=id,
+            stream=delivery.stream,
+            group=delivery.group,
+            consumer=self.consumer,
+            entry_id=delivery.entry_id,
+            fields=dict(zip(delivery.fields[::2], delivery.fields[1::2], strict=True)),
+            attempts=delivery.attempt,
+            reason=reason,
+            error_type=type(error).__name__ if error is not None else "",
+            error=excerpt(str(error), 2000) if error is not None else "",
+            traceback="".join(traceback.format_exception(error))[-8000:] if error is not None else "",
+            first_failure=delivery.first_failure or now,
+            last_failure=now,
+        )
+        self._settled(group, delivery)
+
+        return True
+
+    async def begin(self, delivery: Delivery, /) -> bool:
+        group = await self._ours(delivery)
+        if group is None:
+            return False
+        held = group.pending[delivery.source, delivery.source_id]
+        if held.crashes >= self._request.max_crashes:
+            await self.bury(delivery, reason="crash loop")
+            return False
+        held.crashes += 1
+
+        return True
+
+    async def release(self, deliveries: Sequence[Delivery], /) -> None:
+        for delivery in deliveries:
+            group = await self._ours(delivery)
+            if group is not None:
+                held = group.pending[delivery.source, delivery.source_id]
+                group.orphan(held, 0.0, started=False)
+                self._held.pop((delivery.source, delivery.source_id), None)
+        self._transport._wake()
+
+    async def flush(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    def abandon(self) -> None:
+        """Vanish without a word, as a killed process would: nothing more is settled, and the leases run out."""
+        self.freeze()
+        self._alive = False
+
+    def freeze(self) -> None:
+        """Stand still, as a stopped process would: the leases are not renewed."""
+        until = self._transport.clock.time() + self._request.lease
+        for delivery in self._held.values():
+            group = self._group(delivery)
+            held = group.pending.get((delivery.source, delivery.source_id))
+            if held is not None and held.owner == self.consumer:
+                group.orphan(held, until, started=True)
+        self._transport._wake()
+
+    def thaw(self) -> None:
+        """Go on: leases that are still ours are renewed, and those that are not are reported as lost."""
+        for key, delivery in list(self._held.items()):
+            group = self._group(delivery)
+            held = group.pending.get(key)
+            if held is not None and held.owner == self.consumer:
+                group.orphans.pop(key, None)
+            else:
+                del self._held[key]
+                delivery.lost = True
+                if self._request.on_lost is not None:
+                    self._request.on_lost(delivery)
+
+    def close(self) -> None:
+        """Give back whatever is still held."""
+        if self._alive:
+            self._stopped = True
+            for key, delivery in self._held.items():
+                group = self._group(delivery)
+                held = group.pending.get(key)
+                if held is not None and held.owner == self.consumer:
+                    group.orphan(held, 0.0, started=False)
+            self._held.clear()
+
+    def _take(self, limit: int) -> list[Delivery]:
+        found: list[Delivery] = []
+        now = self._transport.clock.time()
+        for group in self._groups:
+            found += group.take(self, now, limit - len(found))
+        for delivery in found:
+            self._held[delivery.source, delivery.source_id] = delivery
+
+        return found
+
+    def _next(self) -> float | None:
+        """When something may become deliverable by itself."""
+        times = [group.delayed[0][0] for group in self._groups if group.delayed]
+        times += [held.until for group in self._groups for held in group.orphans.values()]
+
+        return min(times) if times else None
+
+    async def _ours(self, delivery: Delivery) -> _Group | None:
+        await anyio.lowlevel.checkpoint()
+        group = self._group(delivery)
+        held = group.pending.get((delivery.source, delivery.source_id))
+
+        return group if self._alive and held is not None and held.owner == self.consumer else None
+
+    def _settled(self, group: _Group, delivery: Delivery) -> None:
+        self._held.pop((delivery.source, delivery.source_id), None)
+        group.settle(delivery)
+        self._transport._wake()
+
+    def _group(self, delivery: Delivery) -> _Group:
+        return next(group for group in self._groups if group.stream.name == delivery.stream)
+
+
+class _Stream:
+    """Entries in order, and the ids that were published lately."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.entries: list[tuple[str, list[bytes]]] = []
+        self.groups: dict[str, _Group] = {}
+        self._known: dict[str, tuple[str, float]] = {}
+        self._last = (0, 0)
+
+    def add(self, envelope: Envelope, now: float) -> tuple[str, bool]:
+        while self._known:
+            oldest = next(iter(self._known))
+            if self._known[oldest][1] > now - PUBLISH_WINDOW:
+                break
+            del self._known[oldest]
+        if envelope.id in self._known:
+            return self._known[envelope.id][0], False
+        ms = int(now * 1000)
+        self._last = (ms, 0) if ms > self._last[0] else (self._last[0], self._last[1] + 1)
+        id = f"{self._last[0]}-{self._last[1]}"
+        fields = [item.encode() if isinstance(item, str) else item for item in to_fields(envelope)]
+        self.entries.append((id, fields))
+        self._known[envelope.id] = (id, now)
+
+        return id, True
+
+    def position(self, start: str | datetime) -> int:
+        """How many entries lie before the start of a group."""
+        at = start_position(start)
+        if at == "$":
+            return len(self.entries)
+        wanted = _ordinal(at)
+
+        return sum(1 for id, _ in self.entries if _ordinal(id) <= wanted)
+
+
+class _Group:
+    """What a group has read of a stream, what is pending, and what waits."""
+
+    def __init__(self, stream: _Stream, name: str, position: int) -> None:
+        self.stream = stream
+        self.name = name
+        self.position = position
+        self.pending: dict[tuple[str, str], _Held] = {}
+        self.orphans: dict[tuple[str, str], _Held] = {}  # those of the pending whose lease nobody renews
+        self.retry: deque[_Again] = deque()
+        self.delayed: list[tuple[float, int, _Again]] = []
+        self.dead: dict[str, DeadLetter] = {}
+        self.settled = 0
+        self._numbers = itertools.count(1)
+        self._retry_stream = f"{{{stream.name}}}:retry:{name}"
+
+    def next_number(self) -> int:
+        return next(self._numbers)
+
+    def next_id(self) -> str:
+        return f"{self.next_number()}-0"
+
+    def settle(self, delivery: Delivery) -> None:
+        key = (delivery.source, delivery.source_id)
+        self.orphans.pop(key, None)
+        if self.pending.pop(key, None) is not None:
+            self.settled += 1
+
+    def orphan(self, held: _Held, until: float, *, started: bool) -> None:
+        """From that time on another consumer may claim it."""
+        held.until, held.suspect = until, started
+        self.orphans[held.source, held.id] = held
+
+    def take(self, subscription: MemorySubscription, now: float, limit: int) -> Iterator[Delivery]:
+        """Up to `limit` deliveries for a consumer: what others left, what is due again, what is new."""
+        while self.delayed and self.delayed[0][0] <= now:
+            self.retry.append(heapq.heappop(self.delayed)[2])
+        for held in [held for held in self.orphans.values() if held.until <= now][: max(0, limit)]:
+            del self.orphans[held.source, held.id]
+            held.owner = subscription.consumer
+            limit -= 1
+            yield self._delivery(held, subscription.consumer)
+        while self.retry and limit > 0:
+            limit -= 1
+            again = self.retry.popleft()
+            held = _Held(again, self._retry_stream, again.id, subscription.consumer)
+            self.pending[held.source, held.id] = held
+            yield self._delivery(held, subscription.consumer)
+        while self.position < len(self.stream.entries) and limit > 0:
+            limit -= 1
+            id, fields = self.stream.entries[self.position]
+            self.position += 1
+            held = _Held(_Again(id, fields, id, 1, None, None), self.stream.name, id, subscription.consumer)
+            self.pending[held.source, held.id] = held
+            yield self._delivery(held, subscription.consumer)
+
+    def _delivery(self, held: _Held, consumer: str) -> Delivery:
+        entry = held.entry
+
+        return Delivery(
+            self.stream.name,
+            self.name,
+            consumer,
+            entry.entry_id,
+            tuple(entry.fields),
+            source=held.source,
+            source_id=held.id,
+            attempt=entry.attempt,
+            first_failure=entry.first_failure,
+            last_error=entry.last_error,
+            suspect=held.suspect,
+        )
+
+
+class _Again:
+    """An entry as a group has it: the original, and how often it was tried."""
+
+    __slots__ = ("attempt", "entry_id", "fields", "first_failure", "id", "last_error")
+
+    def __init__(
+        self,
+        entry_id: str,
+        fields: Sequence[bytes],
+        id: str,
+        attempt: int,
+        first_failure: datetime | None,
+        last_error: str | None,
+    ) -> None:
+        self.entry_id, self.fields, self.id, self.attempt = entry_id, fields, id, attempt
+        self.first_failure, self.last_error = first_failure, last_error
+
+
+class _Held:
+    """An entry in the pending list: whose it is, and until when if the owner does not renew it."""
+
+    __slots__ = ("crashes", "entry", "id", "owner", "source", "suspect", "until")
+
+    def __init__(self, entry: _Again, source: str, id: str, owner: str) -> None:
+        self.entry, self.source, self.id = entry, source, id
+        self.owner = owner
+        self.until = 0.0  # once it is an orphan
+        self.suspect = False  # whether its last owner may have died of it
+        self.crashes = 0
+
+
+def _ordinal(id: str) -> tuple[int, int]:
+    ms, _, number = id.partition("-")
+
+    return int(ms), int(number or 0)

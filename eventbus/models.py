@@ -1,0 +1,212 @@
+"""Models and repositories: where messages are raised, and how a unit of work finds them.
+
+A model is an aggregate that gathers messages while it changes; a repository remembers the models that it handed out (`seen`). After each
+handler the unit of work collects what was raised, in the order in which it was raised, over all models of all repositories.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from itertools import count
+from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, overload
+
+import msgspec
+
+from eventbus.messages import Message
+
+moment = count(1).__next__
+"""The order of raising in this process: larger is later."""
+
+
+class Raises(Protocol):
+    """Anything with a list of messages: a `Model`, a dataclass, an ORM-mapped class."""
+
+    @property
+    def messages(self) -> list[Any]: ...
+
+
+M = TypeVar("M", bound=Raises)
+
+
+class Messages(list[Message]):
+    """A list of messages that remembers when each was added.
+
+    It is equal to a plain list with the same messages. A repository that has seen its model is told of the first addition after each
+    collection, so that collecting costs as much as was raised and not as much as was seen.
+    """
+
+    __slots__ = ("moments", "observer")
+
+    def __init__(self, messages: Iterable[Message] = ()) -> None:
+        super().__init__(messages)
+        self.moments = [moment() for _ in self]
+        self.observer: list[Messages] | None = None
+
+    def append(self, message: Message, /) -> None:
+        if self.observer is not None and not self:
+            self.observer.append(self)
+        super().append(message)
+        self.moments.append(moment())
+
+    def extend(self, messages: Iterable[Message], /) -> None:
+        for message in messages:
+            self.append(message)
+
+    def insert(self, index: SupportsIndex, message: Message, /) -> None:
+        """Add the message before the index; it counts as raised when its neighbour was."""
+        when = self.moments[index] if -len(self) <= index.__index__() < len(self) else moment()
+        if self.observer is not None and not self:
+            self.observer.append(self)
+        super().insert(index, message)
+        self.moments.insert(index, when)
+
+    def pop(self, index: SupportsIndex = -1, /) -> Message:
+        message = super().pop(index)
+        self.moments.pop(index)
+
+        return message
+
+    def remove(self, message: Message, /) -> None:
+        del self[self.index(message)]
+
+    def clear(self) -> None:
+        super().clear()
+        self.moments.clear()
+
+    def __iadd__(self, messages: Iterable[Message], /) -> Messages:  # type: ignore[override, misc]
+        self.extend(messages)
+
+        return self
+
+    @overload
+    def __setitem__(self, index: SupportsIndex, value: Message, /) -> None: ...
+    @overload
+    def __setitem__(self, index: slice, value: Iterable[Message], /) -> None: ...
+    def __setitem__(self, index: Any, value: Any, /) -> None:
+        if isinstance(index, slice):
+            value = list(value)
+            if self.observer is not None and not self and value:
+                self.observer.append(self)
+            self.moments[index] = [moment() for _ in value]
+        super().__setitem__(index, value)
+
+    def __delitem__(self, index: SupportsIndex | slice, /) -> None:
+        super().__delitem__(index)
+        del self.moments[index]
+
+    def take(self) -> list[tuple[int, Message, None]]:
+        """Empty the list; what was in it, each message with its moment (and no headers)."""
+        taken = [(when, message, None) for when, message in zip(self.moments, self, strict=True)]
+        self.clear()
+
+        return taken
+
+
+class Model(msgspec.Struct, dict=True):
+    """An aggregate: a mutable struct that gathers messages.
+
+    `messages` is not a field: it is neither encoded nor compared, printed or copied by `msgspec.structs.replace`.
+    """
+
+    @property
+    def messages(self) -> list[Message]:
+        """What this model has raised and no unit of work has collected yet, oldest first."""
+        held: Messages | None = self.__dict__.get("messages")
+        if held is None:
+            held = self.__dict__["messages"] = Messages()
+
+        return held
+
+    @messages.setter
+    def messages(self, messages: Iterable[Message]) -> None:
+        held = self.messages
+        if messages is not held:
+            held[:] = messages
+
+
+class Repository(Generic[M]):
+    """Where models of one kind live. Subclass it, and append each model that you hand out or take in to `seen`.
+
+    ```python
+    class SqlBookRepository(Repository[Book]):
+        def __init__(self, session: AsyncSession) -> None:
+            self.session = session
+
+        async def add(self, book: Book) -> None:
+            self.session.add(book)
+            self.seen.append(book)
+    ```
+
+    A unit of work finds the repositories that are its own attributes.
+    """
+
+    @property
+    def seen(self) -> list[M]:
+        """The models whose messages the unit of work collects; emptied when it ends."""
+        held: Seen[M] | None = self.__dict__.get("seen")
+        if held is None:
+            held = self.__dict__["seen"] = Seen()
+
+        return held
+
+    @seen.setter
+    def seen(self, models: Iterable[M]) -> None:
+        self.__dict__["seen"] = Seen(models)
+
+
+class Seen(list[M]):
+    """The models that a repository has seen, and which of them have something to tell."""
+
+    __slots__ = ("_changed", "_plain")
+
+    def __init__(self, models: Iterable[M] = ()) -> None:
+        super().__init__()
+        self._changed: list[Messages] = []
+        self._plain: list[tuple[int, M]] = []
+        self.extend(models)
+
+    def append(self, model: M, /) -> None:
+        messages = model.messages
+        super().append(model)
+        if not isinstance(messages, Messages):
+            self._plain.append((moment(), model))
+        elif messages.observer is not self._changed:
+            messages.observer = self._changed
+            if messages:
+                self._changed.append(messages)
+
+    def extend(self, models: Iterable[M], /) -> None:
+        for model in models:
+            self.append(model)
+
+    def insert(self, index: SupportsIndex, model: M, /) -> None:
+        self.append(model)
+        super().insert(index, super().pop())
+
+    def __iadd__(self, models: Iterable[M], /) -> Seen[M]:  # type: ignore[override, misc]
+        self.extend(models)
+
+        return self
+
+    def take(self) -> list[tuple[int, Message, None]]:
+        """Collect what the models have raised since the last time, each message with its moment, in no order."""
+        taken: list[tuple[int, Message, None]] = []
+        if self._changed:
+            for messages in self._changed:
+                taken += messages.take()
+            self._changed.clear()
+        for when, model in self._plain:
+            if plain := model.messages:
+                taken += [(when, message, None) for message in plain]
+                plain.clear()
+
+        return taken
+
+    def forget(self) -> None:
+        """Drop what the models still hold, and the models."""
+        self.take()
+        for model in self:
+            if isinstance(messages := model.messages, Messages) and messages.observer is self._changed:
+                messages.observer = None
+        self._plain.clear()
+        self.clear()

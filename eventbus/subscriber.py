@@ -1,0 +1,450 @@
+"""A consumer of one group: takes deliveries, runs their handlers in a unit of work, and settles them.
+
+```python
+mailer = Subscriber(bus=bus, transport=connect(url), streams=["reading-club"], group="mailer")
+await mailer.run()
+```
+
+The way of a delivery: receive, decode, handle, commit, settle. What a handler says by returning or raising becomes one of three verdicts:
+ack, retry or bury. Nothing is acked before its unit of work committed, and nothing is dropped.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime
+from inspect import isawaitable
+from typing import Any
+
+import anyio
+import anyio.abc
+import msgspec
+
+from eventbus.bus import MessageBus
+from eventbus.envelope import CONTENT_TYPE, JSON, decode, split_type
+from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, excerpt
+from eventbus.messages import Message, check_name
+from eventbus.retry import Policy, exponential
+from eventbus.transport import Delivery, Subscribe, Subscription, Transport, start_position
+from eventbus.unit_of_work import TransactionStatus, UnitOfWork
+
+logger = logging.getLogger("eventbus")
+
+READ_AHEAD = 200
+"""Entries, at most, that wait behind those being handled."""
+READ_AHEAD_SECONDS = 0.1
+"""What waits is what can start within this time at the present rate."""
+READ_AHEAD_BYTES = 8 << 20
+
+
+class Ack(msgspec.Struct, frozen=True):
+    """Handled."""
+
+
+class Again(msgspec.Struct, frozen=True):
+    """To be delivered once more, in so many seconds."""
+
+    after: float
+    error: Exception | None = None
+
+
+class Bury(msgspec.Struct, frozen=True):
+    """Not to be tried again."""
+
+    reason: str
+    error: Exception | None = None
+
+
+def verdict(error: Exception | None, attempt: int, policy: Policy) -> Ack | Again | Bury:
+    """What becomes of a delivery whose attempt ended so."""
+    match error:
+        case None:
+            return Ack()
+        case Reject():
+            return Bury("rejected", error)
+        case Retry(after=float() | int() as seconds):
+            return Again(seconds, error)
+        case DecodeError():
+            return Bury("undecodable", error)
+    delay = policy(attempt, error)
+
+    return Bury("attempts exhausted", error) if delay is None else Again(delay, error)
+
+
+class Statistics(msgspec.Struct, frozen=True, kw_only=True):
+    """A look inside a running subscriber. Counts are since its `run()` began."""
+
+    waiting: int = 0
+    """Deliveries in hand that no handler has started on."""
+    running: int = 0
+    handled: int = 0
+    ignored: int = 0
+    """Acked without a handler: types that the bus does not know."""
+    retried: int = 0
+    buried: int = 0
+    lost_leases: int = 0
+    reconnects: int = 0
+    last_progress: float | None = None
+    """`time.monotonic` of the last settlement, None before the first."""
+
+    @property
+    def held(self) -> int:
+        """Deliveries in hand."""
+        return self.waiting + self.running
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subscriber:
+    """What a service listens to, and how. A declaration: `run()` is its verb, `dataclasses.replace` makes another.
+
+    * `streams`, `group`: whose deliveries these are. Run it in ten processes and they are ten consumers of one group.
+    * `unit_of_work`: called with the transport for each delivery, returns a unit of work (or an awaitable of one); by default a plain
+      one that publishes to the same transport.
+    * `concurrency`: how many handlers run at once. One handles in stream order; more keep no order.
+    * `retry`: what follows a failed attempt; see `eventbus.retry`.
+    * `start`: where the group begins when it is first created: ``"0"``, ``"$"``, an entry id or a datetime.
+    * `lease`: seconds after which a consumer without a sign of life loses what it holds. Handlers may run as long as they like.
+    * `grace`: seconds that running handlers have to end when the subscriber is told to stop.
+    * `max_crashes`: how often a delivery may take its process with it before it is buried.
+    """
+
+    bus: MessageBus
+    transport: Transport
+    streams: Sequence[str]
+    group: str
+    unit_of_work: Callable[[Transport], UnitOfWork | Awaitable[UnitOfWork]] | None = None
+    concurrency: int = 10
+    retry: Policy = field(default_factory=exponential)
+    start: str | datetime = "0"
+    lease: float = 30.0
+    grace: float = 25.0
+    max_crashes: int = 3
+    _runs: set[_Run] = field(default_factory=set, init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.streams, str) or not self.streams:
+            raise ConfigurationError(f"Subscriber(streams={self.streams!r}): give a list of stream names, like ['reading-club']")
+        for stream in self.streams:
+            check_name("stream", stream)
+        check_name("group", self.group)
+        start_position(self.start)
+        if not isinstance(self.bus, MessageBus):
+            raise ConfigurationError(f"Subscriber(bus={self.bus!r:.80}): give a MessageBus")
+        if isinstance(self.transport, str):
+            raise ConfigurationError(f"Subscriber(transport=…) is a URL; write transport=connect({self.transport!r:.20}…)")
+        for name, least in (("concurrency", 1), ("lease", 0.05), ("grace", 0), ("max_crashes", 1)):
+            if not getattr(self, name) >= least:
+                raise ConfigurationError(f"Subscriber({name}={getattr(self, name)!r}): it is {least} or more")
+
+    async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Handle deliveries until cancelled. ``await tg.start(subscriber.run)`` returns once the groups exist.
+
+        Cancelled, it drains: it reads no more, lets running handlers end for up to `grace` seconds, settles them, and gives back what it
+        did not start. It returns in no other way: what cannot be waited out (a refused password, a key of the wrong type, a mistake in
+        the program) is raised.
+        """
+        run = _Run(self)
+        request = Subscribe(
+            streams=tuple(self.streams),
+            group=self.group,
+            start=self.start,
+            lease=self.lease,
+            max_crashes=self.max_crashes,
+            on_lost=run.lose,
+        )
+        self._runs.add(run)
+        try:
+            async with anyio.create_task_group() as outer:
+                outer.start_soon(run.wait_for_cancellation)
+                with anyio.CancelScope() as scope:
+                    async with self.transport.subscribe(request) as subscription:
+                        scope.shield = True  # from here on a cancellation is a drain
+                        task_status.started()
+                        await run.consume(subscription)
+                outer.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise _only_one(group) from None
+        finally:
+            self._runs.discard(run)
+
+    def statistics(self) -> Statistics:
+        """What the running `run()` of this object does, all of them together; zeros when none is."""
+        runs = list(self._runs)
+        progress = [run.last_progress for run in runs if run.last_progress is not None]
+
+        return Statistics(
+            waiting=sum(run.in_hand - len(run.running) for run in runs),
+            running=sum(len(run.running) for run in runs),
+            handled=sum(run.handled for run in runs),
+            ignored=sum(run.ignored for run in runs),
+            retried=sum(run.retried for run in runs),
+            buried=sum(run.buried for run in runs),
+            lost_leases=sum(run.lost_leases for run in runs),
+            reconnects=sum(getattr(run.subscription, "reconnects", 0) for run in runs),
+            last_progress=max(progress, default=None),
+        )
+
+
+class _Run:
+    """One `run()` of a subscriber: its reader, its workers, and what they hold."""
+
+    def __init__(self, subscriber: Subscriber) -> None:
+        self.subscriber = subscriber
+        self.subscription: Subscription | None = None
+        self.stopping = anyio.Event()
+        self.in_hand = 0
+        self.running: dict[Delivery, anyio.CancelScope] = {}
+        self.suspects: deque[Delivery] = deque()
+        self.suspect_running = False
+        self.left: list[Delivery] = []
+        self.room_wanted: tuple[anyio.Event, int] | None = None
+        self.handled = self.ignored = self.retried = self.buried = self.lost_leases = 0
+        self.last_progress: float | None = None
+        self.send, self.receive = anyio.create_memory_object_stream[Delivery](float("inf"))
+        self.types = {name.encode(): message_type for name, message_type in subscriber.bus.types().items()}
+        self.names = {split_type(name)[0] for name in subscriber.bus.types()}
+        self.make = subscriber.unit_of_work or _plain
+
+    async def wait_for_cancellation(self) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            self.stopping.set()
+
+    async def consume(self, subscription: Subscription) -> None:
+        """Read and handle until told to stop; then finish, and give back the rest."""
+        self.subscription = subscription
+        try:
+            async with anyio.create_task_group() as workers:
+                for _ in range(self.subscriber.concurrency):
+                    workers.start_soon(self._work, subscription)
+                async with anyio.create_task_group() as reading:
+                    reading.start_soon(self._stop, subscription)
+                    await self._read(subscription)
+                    reading.cancel_scope.cancel()
+                self._take_back()
+                workers.cancel_scope.deadline = anyio.current_time() + self.subscriber.grace
+        finally:
+            self._take_back()
+            with anyio.CancelScope(shield=True):
+                await subscription.release(self.left)
+            self.receive.close()
+
+    def lose(self, delivery: Delivery) -> None:
+        """Another consumer has taken this over: cancel its handler; its outcome is discarded."""
+        self.lost_leases += 1
+        logger.warning("%s", LeaseLost(f"{_title(delivery)}: another consumer has taken it over; what was done here is discarded"))
+        scope = self.running.get(delivery)
+        if scope is not None:
+            scope.cancel()
+
+    # ------------------------------------------------------------------------------------------------------------ read
+
+    async def _stop(self, subscription: Subscription) -> None:
+        await self.stopping.wait()
+        subscription.stop()
+        if self.room_wanted is not None:
+            self.room_wanted[0].set()
+
+    async def _read(self, subscription: Subscription) -> None:
+        """Keep the workers busy: read when a slot is free, ahead only as far as handlers are fast."""
+        concurrency = self.subscriber.concurrency
+        ahead, size = 0, 256
+        finished, since = 0, anyio.current_time()
+        while not self.stopping.is_set():
+            elapsed = anyio.current_time() - since
+            if elapsed >= READ_AHEAD_SECONDS / 10:
+                done = self.handled + self.retried + self.buried + self.ignored
+                startable = (done - finished) / elapsed * READ_AHEAD_SECONDS
+                ahead = int(min(READ_AHEAD, READ_AHEAD_BYTES / size, (ahead + startable) / 2 + 1))
+                finished, since = done, anyio.current_time()
+            room = concurrency + ahead - self.in_hand
+            if room < max(1, ahead // 2):
+                self.room_wanted = (anyio.Event(), concurrency + ahead - max(1, ahead // 2))
+                await self.room_wanted[0].wait()
+                self.room_wanted = None
+                continue
+            deliveries = await subscription.receive(room)
+            if not deliveries:
+                return
+            self.in_hand += len(deliveries)
+            size = sum(map(_size, deliveries)) // len(deliveries) + 1
+            for delivery in deliveries:
+                self.send.send_nowait(delivery)
+
+    def _take_back(self) -> None:
+        """What no worker has started on will be given back."""
+        self.left += self.suspects
+        self.suspects.clear()
+        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+            while True:
+                self.left.append(self.receive.receive_nowait())
+        self.send.close()
+
+    def _done(self) -> None:
+        self.in_hand -= 1
+        if self.room_wanted is not None and self.in_hand <= self.room_wanted[1]:
+            self.room_wanted[0].set()
+
+    # ------------------------------------------------------------------------------------------------------------ work
+
+    async def _work(self, subscription: Subscription) -> None:
+        """Handle one delivery after another. A handler whose lease is lost takes its scope with it, so there is one scope per loss."""
+        ended = False
+        while not ended:
+            with anyio.CancelScope() as scope:
+                await self._work_until_lost(subscription, scope)
+                ended = True
+
+    async def _work_until_lost(self, subscription: Subscription, scope: anyio.CancelScope) -> None:
+        receive_nowait, running = self.receive.receive_nowait, self.running
+        while True:
+            if self.suspects and not self.suspect_running:
+                delivery = self.suspects.popleft()
+            else:
+                try:
+                    delivery = receive_nowait()
+                except anyio.WouldBlock:
+                    try:
+                        delivery = await self.receive.receive()
+                    except anyio.EndOfStream:
+                        return
+                except anyio.EndOfStream:
+                    return
+            if delivery.lost:
+                self._done()
+                continue
+            if delivery.suspect and self.suspect_running:
+                self.suspects.append(delivery)
+                continue
+            running[delivery] = scope
+            try:
+                if delivery.suspect:
+                    await self._handle_suspect(subscription, delivery)
+                else:
+                    await self._handle(subscription, delivery)
+            except anyio.get_cancelled_exc_class():
+                if not delivery.lost:
+                    self.left.append(delivery)
+                raise
+            finally:
+                del running[delivery]
+                self._done()
+
+    async def _handle_suspect(self, subscription: Subscription, delivery: Delivery) -> None:
+        """One that a dead process held: one at a time, and counted before it starts."""
+        self.suspect_running = True
+        try:
+            if await subscription.begin(delivery):
+                await self._handle(subscription, delivery)
+            elif not delivery.lost:
+                self.buried += 1
+        finally:
+            self.suspect_running = False
+
+    async def _handle(self, subscription: Subscription, delivery: Delivery) -> None:
+        error: Exception | None = None
+        try:
+            message = self._decode(delivery)
+            if message is None:
+                subscription.ack(delivery)
+                self.ignored += 1
+                return
+            uow = self.make(self.subscriber.transport)
+            if isawaitable(uow):
+                uow = await uow
+            async with uow:
+                await self.subscriber.bus.handle(message, uow, delivery=delivery)
+                if uow.status is TransactionStatus.running:
+                    await uow.commit()
+            if uow.status is TransactionStatus.streaming:
+                await uow.close()
+        except Exception as exc:
+            error = exc
+        if delivery.lost:
+            return
+        self.last_progress = anyio.current_time()
+        if error is None:
+            subscription.ack(delivery)
+            self.handled += 1
+        else:
+            await self._settle(subscription, delivery, error)
+
+    def _decode(self, delivery: Delivery) -> Message | None:
+        """The message; None for a type that this bus has nothing to do with. `DecodeError` for what should be one and is not."""
+        fields = delivery.fields
+        if len(fields) >= 8 and fields[4] == b"type" and fields[6] == b"payload" and fields[0] == b"id":
+            type, payload = fields[5], fields[7]
+            content_type = JSON.content_type
+            if len(fields) > 8 and b"content_type" in fields[8::2]:
+                content_type = delivery.envelope.headers[CONTENT_TYPE]
+        else:
+            envelope = delivery.envelope
+            type, payload, content_type = envelope.type.encode(), envelope.payload, envelope.content_type
+        message_type = self.types.get(type)
+        if message_type is None:
+            text = type.decode(errors="replace")
+            name, version = split_type(text)
+            if version and name in self.names:
+                known = sorted(known for known in self.subscriber.bus.types() if split_type(known)[0] == name)
+                raise DecodeError(
+                    f"unknown version of {excerpt(name)}: {version}; this service knows {', '.join(known)}: "
+                    "requeue it after the deploy that knows it",
+                    type=excerpt(text),
+                )
+            return None
+
+        return self.subscriber.bus.upcasted(decode(message_type, payload, content_type))
+
+    # ---------------------------------------------------------------------------------------------------------- settle
+
+    async def _settle(self, subscription: Subscription, delivery: Delivery, error: Exception) -> None:
+        try:
+            decided = verdict(error, delivery.attempt, self.subscriber.retry)
+        except Exception as exc:
+            logger.error("%s: the retry policy failed, so it is retried in 60 s: %r", _title(delivery), exc, exc_info=exc)
+            decided = Again(60.0, error)
+        with anyio.CancelScope(shield=True):
+            match decided:
+                case Again(after=after):
+                    logger.warning(
+                        "%s: attempt %d failed, again in %.3g s: %s: %s",
+                        _title(delivery), delivery.attempt, after, type(error).__name__, excerpt(str(error)),
+                    )  # fmt: skip
+                    settled = await subscription.retry(delivery, after=after, error=error)
+                    self.retried += settled
+                case Bury(reason=reason):
+                    logger.error(
+                        "%s: buried at attempt %d, %s: %s: %s",
+                        _title(delivery), delivery.attempt, reason, type(error).__name__, excerpt(str(error)),
+                    )  # fmt: skip
+                    settled = await subscription.bury(delivery, reason=reason, error=error)
+                    self.buried += settled
+
+
+def _plain(transport: Transport) -> UnitOfWork:
+    return UnitOfWork(transport=transport)
+
+
+def _size(delivery: Delivery) -> int:
+    return sum(map(len, delivery.fields))
+
+
+def _title(delivery: Delivery) -> str:
+    fields = delivery.fields
+    type = fields[5] if len(fields) >= 8 and fields[4] == b"type" else b"entry"
+
+    return f"{delivery.stream}/{delivery.group} {delivery.entry_id} {excerpt(type.decode(errors='replace'), 80)}"
+
+
+def _only_one(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The error in a group of one, however deep; else the group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+
+    return error

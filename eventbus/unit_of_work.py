@@ -1,0 +1,356 @@
+"""One business transaction: it holds the repositories, gathers what was raised, and publishes what was committed.
+
+```python
+async with LibraryUnitOfWork(session, transport=transport) as uow:
+    await bus.handle(RegisterBook(...), uow)
+    await uow.commit()
+```
+
+The life of a commit: gather, encode, store, commit the session, publish, tell the dependencies. Up to the session's commit every failure
+leaves nothing behind; after it nothing is ever called a rollback again.
+"""
+
+from __future__ import annotations
+
+import enum
+import logging
+from collections.abc import Awaitable, Mapping, Sequence
+from inspect import isawaitable
+from types import TracebackType
+from typing import Any, Protocol, Self
+
+import anyio
+
+from eventbus.envelope import JSON, Codec, Envelope
+from eventbus.errors import PublishError, TransactionError, TransportError
+from eventbus.message_store import Carried, MessageStore, Record, SinkholeMessageStore
+from eventbus.messages import Message
+from eventbus.models import Repository, Seen, moment
+from eventbus.transport import Publisher
+
+logger = logging.getLogger("eventbus")
+
+_SINKHOLE = SinkholeMessageStore()
+_ENDING = 30.0
+"""Seconds that a commit or rollback in progress may take after its task was cancelled."""
+
+
+class Session(Protocol):
+    """What a unit of work commits: SQLAlchemy's `AsyncSession` fits without knowing us."""
+
+    def commit(self) -> Awaitable[Any]: ...
+
+    def rollback(self) -> Awaitable[Any]: ...
+
+
+class TransactionStatus(enum.Enum):
+    """Where a unit of work is in its life."""
+
+    running = "running"
+    committed = "committed"
+    rolledback = "rolledback"
+    streaming = "streaming"
+    closed = "closed"
+
+
+class UnitOfWork:
+    """One transaction. Subclass it and make your repositories attributes of it; or use it as it is.
+
+    `session` is anything with awaitable `commit()` and `rollback()`, or None. `transport` takes what is published, `message_store` keeps
+    what was handled. An object may be used for one transaction after another, by one task at a time.
+
+    * Leaving the block without commit or rollback rolls back and raises `TransactionError`; leaving it by an exception rolls back and
+      lets the exception through. After a commit neither happens.
+    * Rolling back forgets every message that was gathered.
+    * Commit or rollback twice, handling or emitting after either, or entering while it is open is `TransactionError`.
+    """
+
+    __slots__ = (
+        "__dict__", "__weakref__", "_codec", "_current", "_dependencies", "_emitted", "_ended", "_records", "_unpublished",
+        "message_store", "session", "status", "transport",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        session: Session | None = None,
+        *,
+        transport: Publisher | None = None,
+        message_store: MessageStore | None = None,
+    ) -> None:
+        self.session = session
+        self.transport = transport
+        self.message_store = _SINKHOLE if message_store is None else message_store
+        self.status = TransactionStatus.closed
+        self._codec: Codec = getattr(transport, "codec", JSON)
+        self._emitted: list[tuple[int, Message, Mapping[str, str] | None]] = []
+        self._records: list[Record] = []
+        self._current: Record | None = None
+        self._dependencies: list[Any] = []
+        self._ended: TransactionStatus | None = None
+        self._unpublished: tuple[list[Record], list[Envelope]] = ([], [])
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.status.value}>"
+
+    # ------------------------------------------------------------------------------------------------------------- life
+
+    async def __aenter__(self) -> Self:
+        if self.status is not TransactionStatus.closed:
+            raise TransactionError(
+                f"{self!r} is in use: a unit of work is one transaction of one task; make another, or leave this one first"
+            )
+        self.status = TransactionStatus.running
+        self._ended = None
+        self._current = None
+        if self._records or self._dependencies:
+            self._records, self._dependencies = [], []
+
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is None:
+            if self.status is TransactionStatus.streaming:
+                return
+            if self._ended is None:
+                await self._roll_back_quietly(None)
+                self.status = TransactionStatus.closed
+                raise TransactionError(
+                    f"{type(self).__name__} was left without commit() or rollback(): it was rolled back and nothing was published; "
+                    "end the block with `await uow.commit()`"
+                )
+        elif self._ended is None:
+            await self._roll_back_quietly(error)
+        self.status = TransactionStatus.closed
+
+    async def commit(self) -> None:
+        """Make it true: store, commit the session, publish, run the hooks.
+
+        What is published is encoded first: `EncodeError` and the errors of the message store and the session leave the transaction
+        running, to be rolled back. From the session's commit on the status is committed. Then everything flagged `published` goes to the
+        transport in one batch, in the order raised; if that fails and the message store is not durable, `PublishError` carries what is
+        not known to be in the stream, and `publish_pending` tries again. Hooks named ``on_after_commit`` of the dependencies run last,
+        each of them whatever the others do; their error is raised at the end.
+
+        Cancellation waits for a commit that has begun: it is awaited for up to 30 seconds.
+        """
+        self._check_open("commit")
+        self.gather(self._current)
+        outgoing = [record for record in self._records if record.outgoing] if self._records else []
+        envelopes = [record.envelope for record in outgoing]
+        if self.session is None and not outgoing and self.message_store is _SINKHOLE:
+            self.status = self._ended = TransactionStatus.committed
+        else:
+            with anyio.CancelScope(deadline=anyio.current_time() + _ENDING, shield=True) as scope:
+                await self._store()
+                failure = await self._publish(outgoing, envelopes)
+            if scope.cancelled_caught:
+                self._cut_short(outgoing, envelopes)
+            if failure is not None:
+                await self._run_hooks("on_after_commit", failure)
+                raise failure
+        if self._dependencies:
+            await self._run_hooks("on_after_commit", None)
+
+    async def rollback(self) -> None:
+        """Undo it: roll the session back, forget every message, run the hooks named ``on_after_rollback``."""
+        self._check_open("rollback")
+        self.status = self._ended = TransactionStatus.rolledback
+        self._forget()
+        if self.session is not None:
+            with anyio.CancelScope(deadline=anyio.current_time() + _ENDING, shield=True):
+                await self.session.rollback()
+        if self._dependencies:
+            await self._run_hooks("on_after_rollback", None)
+
+    def detach(self) -> None:
+        """Keep the transaction open past the end of the block, until `close()`: for a response that is streamed from it."""
+        if self.status is TransactionStatus.closed:
+            raise TransactionError(f"{self!r} cannot be detached: enter it first")
+        self.status = TransactionStatus.streaming
+
+    async def close(self) -> None:
+        """End a detached transaction: roll back if nothing was committed; keep a commit. Closing twice is harmless."""
+        try:
+            if self.status is not TransactionStatus.closed and self._ended is None:
+                await self.rollback()
+        finally:
+            self.status = TransactionStatus.closed
+
+    # --------------------------------------------------------------------------------------------------------- messages
+
+    def emit(self, message: Message, *, headers: Mapping[str, str] | None = None) -> None:
+        """Raise a message without a model. The headers travel with it if it is published."""
+        self._check_open("emit")
+        self._emitted.append((moment(), message, headers))
+
+    def gather(self, cause: Record | None) -> Sequence[Record]:
+        """Collect what was raised since the last time, in the order raised, as caused by `cause`. The bus does this after each handler."""
+        emitted, attributes = self._emitted, self.__dict__
+        if not emitted and not attributes:
+            return ()
+        taken: list[Any] = []
+        if emitted:
+            taken, self._emitted = emitted, []
+        for value in attributes.values():
+            if isinstance(value, Repository):
+                seen = value.seen
+                taken += seen.take() if isinstance(seen, Seen) else Seen(seen).take()
+        if not taken:
+            return ()
+        if len(taken) > 1:
+            taken.sort(key=_moment_of)
+        codec = self._codec
+        records = [Record(message, cause, None, headers, codec) for _, message, headers in taken]
+        self._records += records
+
+        return records
+
+    def receive(self, message: Message, cause: Record | None, origin: Carried | None) -> Record:
+        """Take in a message that is to be handled in this transaction: one that was carried here, or that the caller made."""
+        self._check_open("handle a message in")
+        record = Record(message, cause, origin, None, self._codec)
+        self._records.append(record)
+
+        return record
+
+    def depend(self, dependency: object) -> None:
+        """Tell this object when the transaction ends, by its ``on_after_commit`` or ``on_after_rollback`` if it has them."""
+        if not any(known is dependency for known in self._dependencies):
+            self._dependencies.append(dependency)
+
+    async def publish_pending(self) -> None:
+        """Publish what a commit of this object could not. `PublishError` if it fails again; nothing to do is fine."""
+        records, envelopes = self._unpublished
+        if envelopes and (failure := await self._publish(records, envelopes)) is not None:
+            raise failure
+
+    # ---------------------------------------------------------------------------------------------------------- private
+
+    def _check_open(self, verb: str) -> None:
+        if self._ended is not None and self.status is not TransactionStatus.closed:
+            raise TransactionError(f"cannot {verb} {self!r}: one transaction ends once; enter a unit of work again for the next")
+        if self.status is TransactionStatus.closed:
+            raise TransactionError(f"cannot {verb} {self!r}: enter it first, `async with uow: …`")
+
+    async def _store(self) -> None:
+        """The part of a commit that may fail without a trace."""
+        records = self._records
+        try:
+            if self.message_store is not _SINKHOLE:
+                await self.message_store.add(records)
+            if self.session is not None:
+                await self.session.commit()
+        except BaseException:
+            if self.message_store is not _SINKHOLE:
+                with anyio.CancelScope(shield=True):
+                    await self.message_store.forget(records)
+            raise
+        self.status = self._ended = TransactionStatus.committed
+
+    async def _publish(self, records: list[Record], envelopes: list[Envelope]) -> PublishError | None:
+        """The part of a commit that comes after it; the failure is returned, so that the hooks run all the same."""
+        self._unpublished = ([], [])
+        if not envelopes:
+            return None
+        if self.transport is None:
+            if not self.message_store.durable:
+                _warn_unpublished(type(self), envelopes)
+            return None
+        try:
+            await self.transport.publish(envelopes)
+        except Exception as exc:
+            failure = _publish_error(exc, envelopes)
+        else:
+            try:
+                await self.message_store.published(records)
+            except Exception:
+                logger.warning("published, but the message store could not note it; it will be published again", exc_info=True)
+            return None
+        if self.message_store.durable:
+            logger.warning("not published at once, the relay will: %s", failure)
+            return None
+        left = {envelope.id for envelope in failure.envelopes}
+        self._unpublished = ([record for record in records if record.id in left], list(failure.envelopes))
+
+        return failure
+
+    def _cut_short(self, records: list[Record], envelopes: list[Envelope]) -> None:
+        """The commit was cancelled and did not end within its time."""
+        if self._ended is None:
+            raise TransactionError(
+                f"{self!r}: the session's commit did not end within {_ENDING:g} s of a cancellation; whether it happened is unknown"
+            )
+        self._unpublished = (records, envelopes)
+        raise PublishError.because(TransportError(f"no answer within {_ENDING:g} s"), envelopes, "unknown")
+
+    def _forget(self) -> None:
+        """Drop every message that was gathered, raised or not yet collected."""
+        self._emitted, self._records = [], []
+        for value in self.__dict__.values():
+            if isinstance(value, Repository):
+                seen = value.seen
+                if isinstance(seen, Seen):
+                    seen.forget()
+                else:
+                    Seen(seen).forget()
+
+    async def _roll_back_quietly(self, error: BaseException | None) -> None:
+        """Roll back on the way out: a failure of that must not hide why we are leaving."""
+        try:
+            await self.rollback()
+        except Exception as exc:
+            logger.error("rollback of %r failed: %s", self, exc, exc_info=True)
+            if error is not None:
+                error.add_note(f"and the rollback failed: {exc!r}")
+
+    async def _run_hooks(self, name: str, failure: PublishError | None) -> None:
+        dependencies, self._dependencies = self._dependencies, []
+        errors: list[Exception] = []
+        for dependency in dependencies:
+            hook = getattr(dependency, name, None)
+            if not callable(hook):
+                continue
+            try:
+                result = hook()
+                if isawaitable(result):
+                    await result
+            except Exception as exc:
+                errors.append(exc)
+        if failure is not None:
+            for exc in errors:
+                logger.error("%s failed after a failed publish: %s", name, exc, exc_info=exc)
+                failure.add_note(f"and {name} failed: {exc!r}")
+        elif len(errors) == 1:
+            raise errors[0]
+        elif errors:
+            raise ExceptionGroup(f"{len(errors)} hooks {name} failed", errors)
+
+
+def _moment_of(taken: tuple[int, Message, object]) -> int:
+    return taken[0]
+
+
+def _publish_error(error: Exception, envelopes: list[Envelope]) -> PublishError:
+    if isinstance(error, PublishError):
+        return error
+    cause = error if isinstance(error, TransportError) else TransportError(f"{type(error).__name__}: {error}")
+    failure = PublishError.because(cause, envelopes, "unknown")
+    failure.__cause__ = error
+
+    return failure
+
+
+_warned: set[type] = set()
+
+
+def _warn_unpublished(kind: type, envelopes: list[Envelope]) -> None:
+    """Said once for each class: a test without a transport is fine, a service without one is not."""
+    if kind not in _warned:
+        _warned.add(kind)
+        logger.warning(
+            "%s has no transport: %s was committed and published nowhere; give it transport=…",
+            kind.__qualname__,
+            ", ".join(sorted({envelope.type for envelope in envelopes})),
+        )
