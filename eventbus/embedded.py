@@ -73,9 +73,7 @@ class EmbeddedServer:
     def __enter__(self) -> Self:
         return self.start()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.stop()
 
     @property
@@ -206,7 +204,7 @@ def _begin(path: Path | None, executable: Path, options: Sequence[str]) -> _Life
         home = path or nest
         address = nest / "server.sock"
         if lock is not None:
-            os.pwrite(lock, f"{os.getpid()} {_url(address)}\n".encode(), 0)
+            os.pwrite(lock, f"{os.getpid()} {address}\n".encode(), 0)
 
         log = undo.enter_context((home / "server.log").open("w+b"))
         command = [
@@ -241,7 +239,7 @@ def _begin(path: Path | None, executable: Path, options: Sequence[str]) -> _Life
 def _wait_until_ready(life: _Life, executable: Path) -> None:
     deadline = time.monotonic() + _PATIENCE
     while life.guardian.poll() is None:
-        reply = _ping(life.socket)
+        reply = _ask(life.socket, b"PING")
         if reply.startswith(b"-LOADING"):
             deadline = time.monotonic() + _PATIENCE
         elif reply:
@@ -259,6 +257,7 @@ def _end(life: _Life) -> None:
     if life.owner != os.getpid():
         return
 
+    _ask(life.socket, b"SHUTDOWN NOSAVE")  # at once, where a signal waits for the next tick; the data file is written out
     assert life.guardian.stdin is not None
     with suppress(OSError), life.guardian.stdin as pipe:
         pipe.write(b"stop\n")  # a close alone would go unseen while a forked child has the pipe as well
@@ -289,7 +288,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _claim(path: Path, held: ExitStack) -> int:
-    """A locked file that says whose the path is. Guardian and server inherit it: the lock ends when all have ended."""
+    """A locked file that says whose the path is. The guardian and all that it starts inherit it, and the lock ends with the last."""
     import fcntl  # POSIX only, and this module can be imported anywhere
 
     try:
@@ -307,11 +306,12 @@ def _claim(path: Path, held: ExitStack) -> int:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            owner, _, url = os.pread(lock, 4096, 0).decode(errors="replace").strip().partition(" ")
-            # While its owner is gone, the server is about to end as well: that is worth a moment's wait.
-            if (owner.isdecimal() and _exists(int(owner))) or time.monotonic() > deadline:
+            owner, _, address = os.pread(lock, 4096, 0).decode(errors="replace").strip().partition(" ")
+            # One whose owner is gone, or that does not answer, is on its way out (or in): that is worth a moment's wait.
+            settled = owner.isdecimal() and _exists(int(owner)) and _ask(Path(address), b"PING")
+            if settled or time.monotonic() > deadline:
                 raise ConfigurationError(
-                    f"{path} is in use by the server of process {owner}: connect to {url}, or choose another path"
+                    f"{path} is in use by the server of process {owner}: connect to {_url(Path(address))}, or choose another path"
                 ) from None
             time.sleep(_TICK)
         else:
@@ -364,12 +364,12 @@ def _bundled() -> Path | None:
     return binary
 
 
-def _ping(address: Path) -> bytes:
-    """What the server says to a PING, or nothing if there is none yet. An error is an answer too, such as NOAUTH."""
+def _ask(address: Path, command: bytes) -> bytes:
+    """What the server says, or nothing if there is none to ask. An error is an answer too, such as NOAUTH."""
     with suppress(OSError), socket.socket(socket.AF_UNIX) as connection:
         connection.settimeout(1.0)
         connection.connect(os.fspath(address))
-        connection.sendall(b"PING\r\n")
+        connection.sendall(command + b"\r\n")
 
         return connection.recv(64)
 

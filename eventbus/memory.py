@@ -195,8 +195,16 @@ class MemoryTransport:
 
         return self._streams[name]
 
+    def next_change(self) -> anyio.Event:
+        """An event that is set when something is published or settled, or a consumer comes to a stop: for tests that wait."""
+        event = anyio.Event()
+        self._waiting.add(event)
+
+        return event
+
     def _wake(self) -> None:
-        for event in self._waiting:
+        waiting, self._waiting = self._waiting, set()
+        for event in waiting:
             event.set()
 
 
@@ -214,27 +222,24 @@ class MemorySubscription:
         self._request = request
         self._held: dict[tuple[str, str], Delivery] = {}
         self._stopped = False
+        self._frozen = False
         self._alive = True
-        self._receiving = False
 
     def __repr__(self) -> str:
         return f"<subscription {self.consumer} of {self._request.group}>"
 
     async def receive(self, limit: int, /) -> list[Delivery]:
         await anyio.lowlevel.checkpoint()
-        while True:
-            if self._stopped:
-                return []
-            if not self._alive:
-                await anyio.sleep_forever()
-            if found := self._take(limit):
+        while not self._stopped:
+            if not self._frozen and (found := self._take(limit)):
                 return found
-            event = anyio.Event()
-            self._transport._waiting.add(event)
+            event = self._transport.next_change()
             try:
-                await self._transport.clock.wait(event, self._next())
+                await self._transport.clock.wait(event, None if self._frozen else self._next())
             finally:
                 self._transport._waiting.discard(event)
+
+        return []
 
     def stop(self) -> None:
         self._stopped = True
@@ -280,7 +285,7 @@ class MemorySubscription:
             attempts=delivery.attempt,
             reason=reason,
             error_type=type(error).__name__ if error is not None else "",
-            error=excerpt(str(error), 2000) if error is not None else "",
+            error=excerpt(str(error), 2000) if error is not None else delivery.last_error or "",
             traceback="".join(traceback.format_exception(error))[-8000:] if error is not None else "",
             first_failure=delivery.first_failure or now,
             last_failure=now,
@@ -319,7 +324,10 @@ class MemorySubscription:
         self._alive = False
 
     def freeze(self) -> None:
-        """Stand still, as a stopped process would: the leases are not renewed."""
+        """Stand still, as a stopped process would: the leases are not renewed, and nothing is received."""
+        if self._frozen:
+            return
+        self._frozen = True
         until = self._transport.clock.time() + self._request.lease
         for delivery in self._held.values():
             group = self._group(delivery)
@@ -329,7 +337,10 @@ class MemorySubscription:
         self._transport._wake()
 
     def thaw(self) -> None:
-        """Go on: leases that are still ours are renewed, and those that are not are reported as lost."""
+        """Go on: leases that are still ours are renewed, and those that are not are reported as lost. The dead stay dead."""
+        if not self._alive:
+            return
+        self._frozen = False
         for key, delivery in list(self._held.items()):
             group = self._group(delivery)
             held = group.pending.get(key)
@@ -340,6 +351,7 @@ class MemorySubscription:
                 delivery.lost = True
                 if self._request.on_lost is not None:
                     self._request.on_lost(delivery)
+        self._transport._wake()
 
     def close(self) -> None:
         """Give back whatever is still held."""
@@ -353,10 +365,12 @@ class MemorySubscription:
             self._held.clear()
 
     def _take(self, limit: int) -> list[Delivery]:
+        """What there is, from each stream in turn: the one that was asked first is asked last the next time, so that none goes short."""
         found: list[Delivery] = []
         now = self._transport.clock.time()
         for group in self._groups:
             found += group.take(self, now, limit - len(found))
+        self._groups.append(self._groups.pop(0))
         for delivery in found:
             self._held[delivery.source, delivery.source_id] = delivery
 

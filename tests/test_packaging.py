@@ -98,12 +98,8 @@ def test_the_scripts_and_the_type_marker_are_found_where_they_are_looked_for() -
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]:
-    builder = pytest.importorskip(
-        "hatchling.builders.wheel", reason="hatchling is not installed: no wheel to look into"
-    )
-    (built,) = builder.WheelBuilder(str(ROOT)).build(
-        directory=str(tmp_path_factory.mktemp("dist")), versions=["standard"]
-    )
+    builder = pytest.importorskip("hatchling.builders.wheel", reason="hatchling is not installed: no wheel to look into")
+    (built,) = builder.WheelBuilder(str(ROOT)).build(directory=str(tmp_path_factory.mktemp("dist")), versions=["standard"])
     with zipfile.ZipFile(built) as archive:
         yield archive
 
@@ -111,9 +107,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Iterator[zipfile.ZipFile]
 def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: zipfile.ZipFile) -> None:
     """Also what is no Python: the scripts and `py.typed`. Tests and examples stay at home."""
     expected = {
-        path.relative_to(ROOT).as_posix()
-        for path in PACKAGE.rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        path.relative_to(ROOT).as_posix() for path in PACKAGE.rglob("*") if path.is_file() and "__pycache__" not in path.parts
     }
     packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
 
@@ -125,10 +119,16 @@ def test_the_wheel_holds_every_file_of_the_package_and_nothing_else(wheel: zipfi
 def test_the_wheel_announces_the_command_and_the_plugin(wheel: zipfile.ZipFile) -> None:
     text = wheel.read(next(name for name in wheel.namelist() if name.endswith("/entry_points.txt"))).decode()
 
-    assert (
-        "[console_scripts]\neventbus = eventbus.cli:main\n\n[pytest11]\neventbus = eventbus.testing.plugin"
-        == text.strip()
-    )
+    assert "[console_scripts]\neventbus = eventbus.cli:main\n\n[pytest11]\neventbus = eventbus.testing.plugin" == text.strip()
+
+
+def test_the_version_is_one(wheel: zipfile.ZipFile) -> None:
+    """What `eventbus.__version__` says is what pip installs."""
+    import eventbus
+
+    metadata = wheel.read(next(name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))).decode()
+
+    assert f"Version: {eventbus.__version__}" in metadata.splitlines()
 
 
 def test_the_command_and_the_plugin_are_there() -> None:

@@ -1,0 +1,288 @@
+"""The border to redis-py: connections, and the translation of what goes wrong.
+
+An `Endpoint` is where a server is and how to log in; a `Link` is one connection to it, on which commands go out in batches and replies
+come back in order. Nothing is retried here: redis-py's own retries add an entry twice and strand what was read (redis-py #3554).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import hiredis
+import redis.asyncio
+import redis.exceptions
+from redis.asyncio.connection import AbstractConnection, SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.backoff import NoBackoff
+from redis.maint_notifications import MaintNotificationsConfig
+from redis.retry import Retry
+
+from eventbus.connect import hide_password
+from eventbus.errors import ConfigurationError, Full, Refused, TransportError, Unavailable, excerpt
+from eventbus.redis.scripts import BY_SHA
+
+if TYPE_CHECKING:
+    from eventbus.embedded import EmbeddedServer
+
+CONNECT_TIMEOUT: Final = 5.0
+REPLY_TIMEOUT: Final = 5.0
+"""Seconds within which a server answers, or counts as gone."""
+
+# Said by the server, anywhere in the text: 6.2 wraps the errors of scripts.
+_FULL = re.compile(r"\b(OOM|MISCONF)\b")
+_REFUSED = re.compile(r"\b(NOAUTH|WRONGPASS|NOPERM|WRONGTYPE)\b|invalid username-password|AUTH failed|invalid password")
+_UNAVAILABLE = re.compile(
+    r"\b(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|NOREPLICAS|MOVED|ASK|UNKILLABLE|UNBLOCKED)\b"
+    r"|max number of clients"
+)
+_NO_GROUP = re.compile(r"\b(NOGROUP|UNBLOCKED)\b|requires the key to exist|no such key", re.IGNORECASE)
+
+
+class Endpoint:
+    """A server, as named by a URL, by a client of the user's, or by a server of our own that is still to be started.
+
+    From a client only its settings are taken: the connections are ours, and the client is never closed or used.
+    """
+
+    def __init__(self, source: str | redis.asyncio.Redis | EmbeddedServer) -> None:
+        self._class: type[AbstractConnection]
+        self.server: EmbeddedServer | None = None
+        self._settings: dict[str, Any] = {}
+        if isinstance(source, str):
+            self._from_url(source)
+        elif isinstance(source, redis.asyncio.Redis):
+            pool = source.connection_pool
+            if isinstance(pool, redis.asyncio.sentinel.SentinelConnectionPool):
+                raise ConfigurationError(
+                    "RedisTransport(client): a client made by Sentinel is not supported; give the address of the master"
+                )
+            self._class, self._settings = pool.connection_class, dict(pool.connection_kwargs)
+        elif hasattr(source, "start") and hasattr(source, "url"):
+            self.server = source
+        else:
+            raise ConfigurationError(
+                f"RedisTransport({type(source).__name__} …): give a URL or a redis.asyncio.Redis client"
+            )
+
+    def __repr__(self) -> str:
+        return f"<endpoint {self}>"
+
+    def __str__(self) -> str:
+        """Where it is, without secrets."""
+        if self.server is not None and not self._settings:
+            return "embedded://"
+        if path := self._settings.get("path"):
+            return f"unix://{path}?db={self._settings.get('db') or 0}"
+        scheme = "rediss" if self._settings and issubclass(self._class, SSLConnection) else "redis"
+        host, port = self._settings.get("host", "localhost"), self._settings.get("port", 6379)
+
+        return f"{scheme}://{host}:{port}/{self._settings.get('db') or 0}"
+
+    def start(self) -> None:
+        """Start the server, if it is one of our own. Blocks for some milliseconds."""
+        if self.server is not None:
+            self.server.start()
+            self._from_url(self.server.url)
+
+    def stop(self) -> None:
+        if self.server is not None:
+            self.server.stop()
+
+    def connection(self) -> AbstractConnection:
+        """A connection of our own, not yet open."""
+        settings = self._settings | {
+            "decode_responses": False,
+            "health_check_interval": 0,
+            "legacy_responses": False,
+            "maint_notifications_config": MaintNotificationsConfig(enabled=False),
+            "retry": Retry(NoBackoff(), 0),
+            "retry_on_error": [],
+            "retry_on_timeout": False,
+            "socket_connect_timeout": CONNECT_TIMEOUT,
+            "socket_timeout": None,  # one deadline around a batch, see Link.call
+        }
+        for name in ("maint_notifications_pool_handler", "event_dispatcher", "himport_registry"):
+            settings.pop(name, None)
+        try:
+            return self._class(**settings)
+        except TypeError as exc:
+            raise ConfigurationError(f"{self}: the URL has an option that redis-py does not know: {exc}") from exc
+
+    def _from_url(self, url: str) -> None:
+        try:
+            settings: dict[str, Any] = dict(parse_url(url))
+        except ValueError as exc:
+            raise ConfigurationError(f"{hide_password(url)!r} is not a Redis URL: {hide_password(str(exc))}") from None
+        self._class = settings.pop("connection_class", redis.asyncio.Connection)
+        if settings.get("path") and not issubclass(self._class, UnixDomainSocketConnection):
+            settings.pop("path")
+        self._settings = settings
+
+
+class Link:
+    """One connection. A failure closes it; it is not used again."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self.sent = False
+        """Whether the last call may have reached the server."""
+        self._connection: AbstractConnection | None = None
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None
+
+    async def open(self) -> None:
+        """Connect and log in. `Unavailable`, or `Refused` when the server does not let us in."""
+        self.sent = False
+        connection = self.endpoint.connection()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT + REPLY_TIMEOUT):
+                await connection.connect()
+        except BaseException as exc:
+            await _disconnect(connection)
+            if isinstance(exc, Exception):
+                raise translate(exc, f"cannot connect to {self.endpoint}") from exc
+            raise
+        self._connection = connection
+
+    async def call(self, *commands: Sequence[Any], timeout: float = REPLY_TIMEOUT) -> list[Any]:
+        """Send the commands in one write; their replies in order, a server's error as the exception that redis-py makes of it.
+
+        `Unavailable` when there is no answer within the time: what became of the commands is then unknown, and the link is closed. A
+        script that the server does not know is sent in full, and run after the other commands.
+        """
+        connection = self._connection
+        if connection is None:
+            raise Unavailable(f"not connected to {self.endpoint}")
+        self.sent = False
+        replies: list[Any] = []
+        try:
+            async with asyncio.timeout(timeout):
+                self.sent = True
+                await connection.send_packed_command([_pack(command) for command in commands], check_health=False)
+                for _ in commands:
+                    try:
+                        replies.append(await connection.read_response())
+                    except redis.exceptions.ResponseError as exc:
+                        replies.append(exc)
+        except BaseException as exc:
+            await self.close()
+            if isinstance(exc, Exception):
+                raise translate(exc, f"no answer from {self.endpoint} within {timeout:g} s" if isinstance(exc, TimeoutError)
+                                else f"lost the connection to {self.endpoint}") from exc
+            raise
+        for index, reply in enumerate(replies):
+            if isinstance(reply, redis.exceptions.NoScriptError):
+                _, sha, *rest = commands[index]
+                replies[index] = (await self.call(("EVAL", BY_SHA[sha].text, *rest), timeout=timeout))[0]
+
+        return replies
+
+    async def run(self, command: Sequence[Any], *, timeout: float = REPLY_TIMEOUT) -> Any:
+        """One command; its reply, or its error translated."""
+        [reply] = await self.call(command, timeout=timeout)
+
+        return checked(reply, self.endpoint)
+
+    async def close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await _disconnect(connection)
+
+
+class Channel:
+    """A link that opens itself, for calls of many tasks, one after another. It belongs to one event loop, and begins anew in another."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._link: Link | None = None
+        self._lock: asyncio.Lock | None = None
+
+    async def call(self, *commands: Sequence[Any], timeout: float = REPLY_TIMEOUT) -> list[Any]:
+        """As `Link.call`, over a connection that is opened if need be."""
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop or self._lock is None:
+            self._loop, self._link, self._lock = loop, None, asyncio.Lock()
+        async with self._lock:
+            link = self._link
+            if link is None or not link.connected:
+                link = self._link = Link(self.endpoint)
+                await link.open()
+            return await link.call(*commands, timeout=timeout)
+
+    async def run(self, command: Sequence[Any], *, timeout: float = REPLY_TIMEOUT) -> Any:
+        """One command; its reply, or its error translated."""
+        [reply] = await self.call(command, timeout=timeout)
+
+        return checked(reply, self.endpoint)
+
+    @property
+    def sent(self) -> bool:
+        """Whether the last call may have reached the server."""
+        return self._link is not None and self._link.sent
+
+    async def close(self) -> None:
+        link, self._link = self._link, None
+        if link is not None and self._loop is asyncio.get_running_loop():
+            await link.close()
+
+
+def checked(reply: Any, endpoint: Endpoint) -> Any:
+    """The reply, unless it is an error."""
+    if isinstance(reply, Exception):
+        raise translate(reply, f"{endpoint} said") from reply
+
+    return reply
+
+
+def group_is_gone(error: BaseException | None) -> bool:
+    """Whether a server's error says that a group, or its stream, is not there any more."""
+    while isinstance(error, TransportError):
+        error = error.__cause__
+
+    return isinstance(error, redis.exceptions.ResponseError) and bool(_NO_GROUP.search(str(error)))
+
+
+def translate(error: Exception, what: str) -> TransportError:
+    """Ours for theirs: whether trying again can help, and what to do if not."""
+    if isinstance(error, TransportError):
+        return error
+    text = excerpt(hide_password(str(error)) or type(error).__name__, 300)
+    if _FULL.search(text):
+        return Full(f"{what}: {text} (the server takes no more writes; free memory or disk, consumers go on and drain it)")
+    if isinstance(error, redis.exceptions.AuthenticationError) or _REFUSED.search(text):
+        return Refused(f"{what}: {text} ({_advice(text)})")
+    if (
+        isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError | OSError | TimeoutError | EOFError)
+        or _UNAVAILABLE.search(text)
+        or _NO_GROUP.search(text)
+    ):
+        return Unavailable(f"{what}: {text}" if not isinstance(error, TimeoutError) else what)
+
+    return Refused(f"{what}: {text}")
+
+
+def _advice(text: str) -> str:
+    if "WRONGTYPE" in text:
+        return "a key of this stream holds something else; choose another stream name, or delete the key"
+    if "NOPERM" in text:
+        return "the user may not do this; see docs/operations.md for the rights that are needed"
+
+    return "the server does not accept the user name or password in the URL"
+
+
+def _pack(command: Sequence[Any]) -> bytes:
+    packed: bytes = hiredis.pack_command(tuple(command))
+
+    return packed
+
+
+async def _disconnect(connection: AbstractConnection) -> None:
+    try:
+        await connection.disconnect(nowait=True)
+    except Exception:  # noqa: S110 - it is gone either way
+        pass

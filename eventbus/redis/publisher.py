@@ -1,0 +1,169 @@
+"""Publishing: one script per stream, all streams in one write, and the publishes of concurrent tasks together."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any, Final
+
+from eventbus.envelope import Envelope, to_fields
+from eventbus.errors import PublishError, TransportError, Unavailable
+from eventbus.messages import check_name
+from eventbus.redis.keys import Keys
+from eventbus.redis.link import Channel, Endpoint, translate
+from eventbus.redis.scripts import PUBLISH
+
+WINDOW: Final = 600.0
+"""Seconds for which an envelope id is remembered at least; twice that at the most."""
+TOGETHER: Final = 500
+"""Envelopes of different tasks that go in one script."""
+
+
+class Publisher:
+    """Adds envelopes to their streams.
+
+    While a batch is under way, what other tasks publish waits and goes together in the next. There is no task of its own: the first of
+    those that wait sends for all. A call whose reply was lost is asked again, for up to `patience` seconds: the script adds nothing twice.
+    """
+
+    def __init__(self, endpoint: Endpoint, default: str, patience: float) -> None:
+        self._channel = Channel(endpoint)
+        self._default = default
+        self._patience = patience
+        self._waiting: deque[_Job] = deque()
+        self._sending = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def publish(self, envelopes: Sequence[Envelope]) -> list[str]:
+        """Their entry ids. `PublishError` with those that are not known to be in their stream."""
+        loop = asyncio.get_running_loop()
+        if loop is not self._loop:
+            self._loop, self._sending = loop, False
+            self._waiting.clear()
+        job = _Job(envelopes, self._default)
+        self._waiting.append(job)
+        while not job.done:
+            if self._sending:
+                await self._wait(job, loop)
+            else:
+                await self._lead()
+        if job.failures:
+            raise job.error()
+
+        return job.ids
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+    async def _wait(self, job: _Job, loop: asyncio.AbstractEventLoop) -> None:
+        """Until the job is done, or it is ours to send."""
+        job.turn = loop.create_future()
+        try:
+            await job.turn
+        except asyncio.CancelledError:
+            if job in self._waiting:
+                self._waiting.remove(job)
+            self._pass_on()
+            raise
+
+    async def _lead(self) -> None:
+        """Send what waits, for everybody."""
+        batch = [self._waiting.popleft()]
+        size = len(batch[0].envelopes)
+        while self._waiting and size + len(self._waiting[0].envelopes) <= TOGETHER:
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1].envelopes)
+        self._sending = True
+        try:
+            await self._send(batch)
+        except BaseException:
+            # Only a cancellation comes here. It is ours alone: the others' envelopes are asked for again, which adds none twice.
+            self._waiting.extendleft(reversed([job for job in batch if job.turn is not None and not job.done]))
+            raise
+        finally:
+            self._sending = False
+            for job in batch:
+                if job.done and job.turn is not None and not job.turn.done():
+                    job.turn.set_result(None)
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        """Wake the first that waits, to send next."""
+        if not self._sending and self._waiting:
+            turn = self._waiting[0].turn
+            if turn is not None and not turn.done():
+                turn.set_result(None)
+
+    async def _send(self, jobs: list[_Job]) -> None:
+        streams: dict[str, list[tuple[_Job, int]]] = {}
+        for job in jobs:
+            for index, stream in enumerate(job.streams):
+                streams.setdefault(stream, []).append((job, index))
+        replies, sent = await self._ask([_command(stream, parts) for stream, parts in streams.items()])
+        for (stream, parts), reply in zip(streams.items(), replies, strict=True):
+            if isinstance(reply, Exception):
+                error = translate(reply, f"publishing to {stream!r}")
+                if error is not reply:
+                    error.__cause__ = reply
+                unknown = sent and isinstance(error, Unavailable)
+                for job, index in parts:
+                    job.failures.append((index, error, unknown))
+            else:
+                for (job, index), id in zip(parts, reply, strict=True):
+                    job.ids[index] = id.decode()
+        for job in jobs:
+            job.done = True
+
+    async def _ask(self, commands: list[tuple[Any, ...]]) -> tuple[list[Any], bool]:
+        """The replies, or errors in their place, and whether something may have been carried out whose reply was lost."""
+        until, delay, sent = time.monotonic() + self._patience, 0.05, False
+        while True:
+            replies: list[Any]
+            try:
+                replies = await self._channel.call(*commands)
+            except TransportError as exc:
+                sent = sent or self._channel.sent
+                replies = [exc] * len(commands)
+            errors = [translate(reply, "the server said") for reply in replies if isinstance(reply, Exception)]
+            if not any(isinstance(error, Unavailable) for error in errors) or time.monotonic() + delay > until:
+                return replies, sent
+            await asyncio.sleep(delay * (0.5 + random.random() / 2))
+            delay = min(delay * 2, 1.0)
+
+
+class _Job:
+    """The envelopes of one `publish`, and what became of them."""
+
+    __slots__ = ("done", "envelopes", "failures", "fields", "ids", "streams", "turn")
+
+    def __init__(self, envelopes: Sequence[Envelope], default: str) -> None:
+        self.envelopes = envelopes
+        self.streams = [check_name("stream", envelope.stream or default) for envelope in envelopes]
+        self.fields = [to_fields(envelope) for envelope in envelopes]
+        self.ids = [""] * len(envelopes)
+        self.failures: list[tuple[int, TransportError, bool]] = []
+        self.done = not envelopes
+        self.turn: asyncio.Future[None] | None = None
+
+    def error(self) -> PublishError:
+        cause = self.failures[0][1]
+        unknown = any(unknown for _, _, unknown in self.failures)
+        left = [self.envelopes[index] for index in sorted(index for index, _, _ in self.failures)]
+        error = PublishError.because(cause, left, "unknown" if unknown else "not sent")
+        error.__cause__ = cause
+
+        return error
+
+
+def _command(stream: str, parts: list[tuple[_Job, int]]) -> tuple[Any, ...]:
+    words: list[Any] = [int(WINDOW * 1000)]
+    for job, index in parts:
+        fields = job.fields[index]
+        words.append(job.envelopes[index].id)
+        words.append(len(fields))
+        words += fields
+
+    return PUBLISH.call(stream, *Keys(stream).published, args=words)

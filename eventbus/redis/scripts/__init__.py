@@ -1,0 +1,40 @@
+"""The scripts: what must be one step on the server. Each file's header says what it promises, its keys, arguments and replies."""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.resources import files
+from typing import Any, Final
+
+
+class Script:
+    """A script by its digest; its text goes to the server once."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.text = (files(__package__) / f"{name}.lua").read_text()
+        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+    def __repr__(self) -> str:
+        return f"<script {self.name}>"
+
+    def call(self, *keys: str, args: tuple[Any, ...] | list[Any] = ()) -> tuple[Any, ...]:
+        """The command that runs it. A server that does not know it yet answers NOSCRIPT; then `Link.call` sends the text."""
+        return ("EVALSHA", self.sha, len(keys), *keys, *args)
+
+
+ACK: Final = Script("ack")
+BACKLOG: Final = Script("backlog")
+BEGIN: Final = Script("begin")
+BURY: Final = Script("bury")
+DUE: Final = Script("due")
+JOIN: Final = Script("join")
+PUBLISH: Final = Script("publish")
+REAP: Final = Script("reap")
+RELEASE: Final = Script("release")
+RENEW: Final = Script("renew")
+REQUEUE: Final = Script("requeue")
+RETRY: Final = Script("retry")
+SWEEP: Final = Script("sweep")
+
+BY_SHA: Final = {script.sha: script for script in list(vars().values()) if isinstance(script, Script)}

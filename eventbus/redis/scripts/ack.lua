@@ -1,0 +1,8 @@
+-- ack: settles what was handled, and counts it for the audit.
+-- Promises: whoever acks has handled it, so no owner is checked. A second run settles and counts nothing. Works when memory is full.
+-- KEYS     stream or retry stream, group hash
+-- ARGV     group, field to count in, entry ids
+-- Replies  how many were pending
+local n = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
+if n > 0 then redis.call('HINCRBY', KEYS[2], ARGV[2], n) end
+return n

@@ -1,0 +1,13 @@
+-- retry: takes a delivery out of the pending list, to be handled again by this group alone.
+-- Promises: owner checked; all or nothing; a second run does nothing. The first write is HSET, which a full server refuses.
+-- KEYS     source stream, delayed, delayed entries, group hash
+-- ARGV     group, consumer, entry id, field to count in, delay in ms, the entry (each word as length:word)
+-- Replies  1 done, 0 not ours
+local owner = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
+if not owner or owner[2] ~= ARGV[2] then return 0 end
+local t, member = redis.call('TIME'), KEYS[1] .. ' ' .. ARGV[3]
+redis.call('HSET', KEYS[3], member, ARGV[6])
+redis.call('ZADD', KEYS[2], t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5]), member)
+redis.call('HINCRBY', KEYS[4], ARGV[4], redis.call('XACK', KEYS[1], ARGV[1], ARGV[3]))
+redis.call('HDEL', KEYS[4], 'crash ' .. member)
+return 1

@@ -1,0 +1,147 @@
+"""`RedisTransport`: the contract of `eventbus.transport` on Redis 6.2 or later, and on Valkey."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
+
+import redis.asyncio
+import sniffio
+
+from eventbus.envelope import JSON, Codec, Envelope
+from eventbus.errors import ConfigurationError, PublishError, Refused
+from eventbus.messages import check_name
+from eventbus.redis.dead_letters import dead_letter_from, requeued_words
+from eventbus.redis.keys import Keys
+from eventbus.redis.link import Channel, Endpoint
+from eventbus.redis.publisher import Publisher
+from eventbus.redis.scripts import BACKLOG, REQUEUE
+from eventbus.redis.subscription import RedisSubscription
+from eventbus.transport import Backlog, DeadLetter, Subscribe
+
+if TYPE_CHECKING:
+    from eventbus.embedded import EmbeddedServer
+
+COUNTED = 10_000
+"""Unread entries are counted up to here."""
+
+
+class RedisTransport:
+    """Streams on a Redis or Valkey server.
+
+    Give a URL (``redis://``, ``rediss://``, ``unix://``), or a `redis.asyncio.Redis` client, of which only the settings are used: the
+    transport makes its own connections with its own timeouts, and never uses or closes yours. It runs under asyncio.
+
+    * `stream`: where envelopes go that name no stream.
+    * `codec`: how payloads are written, `eventbus.envelope.JSON` or `MSGPACK`; both are always read.
+    * `retention`: how long entries are kept after every group has settled them.
+    * `patience`: seconds for which a publish is tried again while the server does not answer.
+    """
+
+    def __init__(
+        self,
+        source: str | redis.asyncio.Redis | EmbeddedServer,
+        stream: str = "events",
+        *,
+        codec: Codec = JSON,
+        retention: timedelta = timedelta(days=7),
+        patience: float = 3.0,
+    ) -> None:
+        self.stream = check_name("stream", stream)
+        self.codec = codec
+        self.retention = retention
+        self.endpoint = Endpoint(source)
+        self._publisher = Publisher(self.endpoint, self.stream, patience)
+        self._channel = Channel(self.endpoint)
+        self._holders = 0
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<RedisTransport {self.endpoint} stream={self.stream!r}>"
+
+    async def __aenter__(self) -> Self:
+        self._open()
+        self._holders += 1
+        self._closed = False
+
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._leave()
+        self._closed = self._holders == 0
+
+    async def publish(self, envelopes: Sequence[Envelope], /) -> list[str]:
+        if self._closed:
+            raise PublishError.because(Refused(f"{self!r} is closed; enter it again"), envelopes, "not sent")
+        self._open()
+
+        return await self._publisher.publish(envelopes)
+
+    @asynccontextmanager
+    async def subscribe(self, request: Subscribe, /) -> AsyncIterator[RedisSubscription]:
+        self._open()
+        self._holders += 1
+        try:
+            async with RedisSubscription.join(self.endpoint, request) as subscription:
+                yield subscription
+        finally:
+            await self._leave()
+
+    async def backlog(self, stream: str, group: str) -> Backlog:
+        """What this group has still to handle; unread entries are counted up to 10,000."""
+        self._open()
+        keys = Keys(check_name("stream", stream), check_name("group", group))
+        unread, pending, delayed, due = await self._channel.run(
+            BACKLOG.call(stream, keys.retry, keys.delayed, args=(group, COUNTED))
+        )
+
+        return Backlog(unread, pending, delayed, due / 1000 if due >= 0 else None)
+
+    async def dead_letters(self, stream: str, group: str, *, limit: int = 100) -> list[DeadLetter]:
+        self._open()
+        keys = Keys(check_name("stream", stream), check_name("group", group))
+        entries = await self._channel.run(("XRANGE", keys.dead, "-", "+", "COUNT", limit))
+
+        return [dead_letter_from(id.decode(), fields, stream, group) for id, fields in entries]
+
+    async def requeue(self, dead_letter: DeadLetter, /) -> bool:
+        self._open()
+        keys = Keys(check_name("stream", dead_letter.stream), check_name("group", dead_letter.group))
+        id = await self._channel.run(
+            REQUEUE.call(keys.dead, keys.retry, args=(dead_letter.id, *requeued_words(dead_letter)))
+        )
+
+        return bool(id)
+
+    async def delete(self, stream: str) -> None:
+        """Delete a stream with everything that belongs to it: entries, groups, retries, dead letters. There is no way back."""
+        self._open()
+        check_name("stream", stream)
+        cursor: Any = "0"
+        names: list[Any] = [stream]
+        while True:
+            cursor, found = await self._channel.run(("SCAN", cursor, "MATCH", f"{{{stream}}}:*", "COUNT", 1000))
+            names += found
+            if int(cursor) == 0:
+                break
+        await self._channel.run(("DEL", *names))
+
+    def _open(self) -> None:
+        if sniffio.current_async_library() != "asyncio":
+            raise ConfigurationError(
+                "RedisTransport runs under asyncio, as redis-py does; under trio use memory://, or start with anyio.run(main)"
+            )
+        self.endpoint.start()
+
+    async def _leave(self) -> None:
+        """One holder less; the last one closes what is open. What is used again opens again."""
+        self._holders -= 1
+        if self._holders == 0:
+            await self._publisher.close()
+            await self._channel.close()
+            self.endpoint.stop()
