@@ -1,0 +1,52 @@
+"""One backoff for every failure of a connection: waits longer each time, with full jitter, and says so at a bounded rate."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from typing import Final
+
+logger = logging.getLogger("eventbus.redis")
+
+FIRST: Final = 0.1
+LONGEST: Final = 10.0
+SAID_EVERY: Final = 10.0
+"""Seconds between two log lines about the same trouble."""
+
+
+class Gate:
+    """Stands before every new attempt after a failure."""
+
+    def __init__(self, title: str) -> None:
+        self.title = title
+        self.failures = 0
+        """Since the last success."""
+        self.reconnects = 0
+        """Times that it went well again after a failure."""
+        self._said = float("-inf")
+        self._since = 0.0
+
+    async def wait(self, error: Exception, stopped: asyncio.Event) -> None:
+        """Note a failure, and wait before the next attempt: a random part of 0.1 s, 0.2 s, 0.4 s … 10 s; not when we are to stop."""
+        self.failures += 1
+        now = time.monotonic()
+        if self.failures == 1:
+            self._since = now
+        if now - self._said >= SAID_EVERY:
+            self._said = now
+            logger.warning("%s: %s; trying again (%d failures in %.0f s)", self.title, error, self.failures, now - self._since)
+        delay = random.uniform(0, min(LONGEST, FIRST * 2 ** min(self.failures, 16)))
+        try:
+            await asyncio.wait_for(stopped.wait(), max(FIRST / 2, delay))
+        except TimeoutError:
+            pass
+
+    def passed(self) -> None:
+        """It went well."""
+        if self.failures:
+            self.reconnects += 1
+            logger.info("%s: going on after %d failures in %.1f s", self.title, self.failures, time.monotonic() - self._since)
+            self.failures = 0
+            self._said = float("-inf")

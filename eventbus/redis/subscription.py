@@ -1,0 +1,581 @@
+"""A consumer on Redis: reads, keeps its leases, and settles.
+
+The reader (`receive`) does in turn what is due: move delayed entries, sweep for what the dead left, read its own pending entries again after
+a failure, and else read on, blocking no longer than until the next of these is due. Acks go out in the same write as the next read, or by a
+short timer on a second connection while the reader blocks. A task beside it renews the leases and settles what the server refused to take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import anyio
+
+from eventbus.errors import Full, TransportError, Unavailable
+from eventbus.redis.dead_letters import dead_letter_words
+from eventbus.redis.entries import delivery_of, retried_entry
+from eventbus.redis.gate import Gate
+from eventbus.redis.keys import Keys
+from eventbus.redis.link import REPLY_TIMEOUT, Channel, Endpoint, Link, checked, group_is_gone, translate
+from eventbus.redis.scripts import ACK, BEGIN, BURY, DUE, JOIN, REAP, RELEASE, RENEW, RETRY, SWEEP
+from eventbus.transport import Delivery, Subscribe, new_consumer, start_position
+
+logger = logging.getLogger("eventbus.redis")
+
+BLOCK: Final = 2.0
+"""Seconds that a read waits for entries."""
+SWEEP_EVERY: Final = 5.0
+"""Seconds between two sweeps, give or take a fifth."""
+ACK_WITHIN: Final = 0.01
+"""Seconds after which acks are sent even if no read goes out that could carry them."""
+PER_CALL: Final = 500
+"""Ids in one script, at most: more would stop the server for milliseconds."""
+REAP_EVERY: Final = 60.0
+DEAD_AFTER: Final = 600.0
+"""Seconds of silence after which a consumer that holds nothing is removed."""
+LEAVE_WITHIN: Final = 5.0
+"""Seconds for the last words to the server when we leave."""
+
+Key = tuple[str, str]
+"""Where a delivery is pending: its source and its id there."""
+
+
+class RedisSubscription:
+    """One consumer of one group on some streams. Made by `join`."""
+
+    def __init__(self, endpoint: Endpoint, request: Subscribe) -> None:
+        self.consumer = new_consumer()
+        self._endpoint = endpoint
+        self._request = request
+        self._keys = [Keys(stream, request.group) for stream in request.streams]
+        self._sources = {source: keys for keys in self._keys for source in (keys.stream, keys.retry)}
+        self._reader = Link(endpoint)
+        self._reader_id: int | None = None
+        self._reading = False
+        self._control = Channel(endpoint)
+        self._gate = Gate(f"{'+'.join(request.streams)}/{request.group}")
+        self._stopped = asyncio.Event()
+        self._abandoned = False
+        self._held: dict[Key, Delivery] = {}
+        self._unsettled: dict[Key, tuple[Any, ...]] = {}
+        self._acks: dict[str, list[str]] = {source: [] for source in self._sources}
+        self._acking: dict[str, list[str]] = {}
+        self._forgotten: list[tuple[str, str]] = []
+        self._flush_timer: asyncio.TimerHandle | None = None
+        self._flushing: asyncio.Task[None] | None = None
+        self._ready: deque[Delivery] = deque()
+        self._own: dict[str, str] = dict.fromkeys(self._sources, "0")
+        self._cursors: dict[str, str] = dict.fromkeys(self._sources, "0-0")
+        self._sweep_at = 0.0
+        self._due_at: dict[str, float] = {keys.stream: 0.0 for keys in self._keys}
+        self._reap_at = time.monotonic() + REAP_EVERY * random.random()
+        self._wake = asyncio.Event()
+
+    def __repr__(self) -> str:
+        return f"<subscription {self.consumer} of {self._gate.title} on {self._endpoint}>"
+
+    @property
+    def reconnects(self) -> int:
+        return self._gate.reconnects
+
+    @classmethod
+    @asynccontextmanager
+    async def join(cls, endpoint: Endpoint, request: Subscribe) -> AsyncIterator[RedisSubscription]:
+        """Enter the group; leave it at the end, giving back what is still held. The first connection is not retried: it raises."""
+        subscription = cls(endpoint, request)
+        try:
+            await subscription._make_groups(healing=False)
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(subscription._keep)
+                try:
+                    yield subscription
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await subscription._leave()
+                    tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise _only_one(group) from None
+        finally:
+            with anyio.CancelScope(shield=True):
+                await subscription._close()
+
+    # --------------------------------------------------------------------------------------------------------- receive
+
+    async def receive(self, limit: int, /) -> list[Delivery]:
+        while not self._stopped.is_set():
+            if self._abandoned:
+                await asyncio.Event().wait()
+            try:
+                found = await self._receive(limit)
+            except Unavailable as exc:
+                await self._reader.close()
+                self._own = dict.fromkeys(self._sources, "0")
+                if self._abandoned:
+                    continue
+                if group_is_gone(exc):
+                    await self._heal(exc)
+                else:
+                    await self._gate.wait(exc, self._stopped)
+            except Full as exc:
+                await self._gate.wait(exc, self._stopped)
+            else:
+                self._gate.passed()
+                if found:
+                    return found
+
+        return []
+
+    def stop(self) -> None:
+        if not self._stopped.is_set():
+            self._stopped.set()
+            if self._reading and self._reader_id is not None:
+                self._unblocking = asyncio.ensure_future(self._unblock(self._reader_id))
+
+    async def _receive(self, limit: int) -> list[Delivery]:
+        """One turn of the reader: what is due, else what is new."""
+        if not self._reader.connected:
+            await self._reader.open()
+            self._reader_id = await self._reader.run(("CLIENT", "ID"))
+        now = time.monotonic()
+        await self._move_due(now)
+        if now >= self._sweep_at and (found := await self._sweep(limit, now)):
+            return found
+        if self._own and (found := await self._read_own(limit)):
+            return found
+
+        return await self._read(limit)
+
+    async def _read(self, limit: int) -> list[Delivery]:
+        """What is new, waiting for it; acks go along."""
+        sources = list(self._sources)
+        wait = min([self._sweep_at, *self._due_at.values()]) - time.monotonic()
+        block = max(1, int(min(BLOCK, wait) * 1000))
+        count = max(1, limit // len(sources)) if len(self._keys) > 1 else limit
+        command = (
+            "XREADGROUP", "GROUP", self._request.group, self.consumer, "COUNT", count, "BLOCK", block,
+            "STREAMS", *sources, *([">"] * len(sources)),
+        )  # fmt: skip
+        acks = self._take_acks()
+        self._reading = True
+        try:
+            *settled, reply = await self._reader.call(*acks, command, timeout=block / 1000 + REPLY_TIMEOUT)
+        except BaseException:
+            self._put_acks_back()
+            raise
+        finally:
+            self._reading = False
+        self._acks_done(settled)
+
+        return self._deliveries(checked(reply, self._endpoint), limit)
+
+    async def _read_own(self, limit: int) -> list[Delivery]:
+        """What is pending for us and not in hand: after a failure, what was on its way to us when it happened."""
+        for source, after in list(self._own.items()):
+            reply = await self._reader.run(
+                ("XREADGROUP", "GROUP", self._request.group, self.consumer, "COUNT", 100, "STREAMS", source, after)
+            )
+            entries = _streams(reply).get(source, [])
+            if not entries:
+                del self._own[source]
+                continue
+            done = {*self._acks[source], *self._acking.get(source, ())}
+            found: list[Delivery] = []
+            for id, fields in entries:
+                text = id.decode()
+                if (source, text) in self._held or text in done:
+                    self._own[source] = text
+                elif not fields:
+                    await self._vanished(source, [text])
+                    self._own[source] = text
+                elif len(found) < limit:
+                    found.append(self._hold(source, id, fields))
+                    self._own[source] = text
+            if found:
+                return found
+
+        return []
+
+    async def _sweep(self, limit: int, now: float) -> list[Delivery]:
+        """What other consumers left longer than a lease ago."""
+        lease = int(self._request.lease * 1000)
+        for source, keys in self._sources.items():
+            while True:
+                page = await self._reader.run(
+                    SWEEP.call(
+                        source, keys.state,
+                        args=(
+                            self._request.group, self.consumer, lease, self._cursors[source], min(limit, 100),
+                            int(source == keys.stream),
+                        ),
+                    )
+                )  # fmt: skip
+                cursor, claimed, vanished, back = page
+                self._cursors[source] = cursor.decode()
+                if back:
+                    logger.warning("%s: the server's clock went back; leases on %s begin anew", self._gate.title, source)
+                if vanished:
+                    self._say_vanished(source, [id.decode() for id in vanished])
+                done = {*self._acks[source], *self._acking.get(source, ())}
+                found = [
+                    self._hold(source, id, fields, suspect=count != 0)
+                    for id, count, fields in claimed
+                    if (source, id.decode()) not in self._held and id.decode() not in done
+                ]
+                if found:
+                    return found  # and go on from the cursor at once
+                if self._cursors[source] == "0-0":
+                    break
+        self._sweep_at = now + min(SWEEP_EVERY, max(0.05, self._request.lease / 2)) * random.uniform(0.8, 1.2)
+
+        return []
+
+    async def _move_due(self, now: float) -> None:
+        for keys in self._keys:
+            if now < self._due_at[keys.stream]:
+                continue
+            moved, due, unreadable = await self._reader.run(DUE.call(keys.delayed, keys.delayed_entries, keys.retry, args=(100,)))
+            self._due_at[keys.stream] = now + min(SWEEP_EVERY, due / 1000 if due >= 0 else SWEEP_EVERY)
+            if moved == 100:
+                self._due_at[keys.stream] = now
+            for member in unreadable:
+                logger.error("%s: the delayed entry %r cannot be read and was set aside in %s", self._gate.title, member, keys.delayed_entries)
+
+    def _deliveries(self, reply: Any, limit: int) -> list[Delivery]:
+        found: list[Delivery] = []
+        for source, entries in _streams(reply).items():
+            for id, fields in entries:
+                if fields:
+                    found.append(self._hold(source, id, fields))
+
+        return found
+
+    def _hold(self, source: str, id: bytes, fields: Sequence[bytes], *, suspect: bool = False) -> Delivery:
+        delivery = delivery_of(self._sources[source], self.consumer, source, id, fields, suspect=suspect)
+        self._held[source, delivery.source_id] = delivery
+
+        return delivery
+
+    # ---------------------------------------------------------------------------------------------------------- settle
+
+    def ack(self, delivery: Delivery, /) -> None:
+        if self._held.pop((delivery.source, delivery.source_id), None) is None and delivery.lost:
+            return
+        self._acks[delivery.source].append(delivery.source_id)
+        if delivery.suspect:
+            self._forgotten.append((self._sources[delivery.source].state, f"crash {delivery.source} {delivery.source_id}"))
+        if self._flush_timer is None and self._flushing is None:
+            within = ACK_WITHIN if self._held else 0
+            self._flush_timer = asyncio.get_running_loop().call_later(within, self._flush_soon)
+
+    async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:
+        keys = self._sources[delivery.source]
+        command = RETRY.call(
+            delivery.source, keys.delayed, keys.delayed_entries, keys.state,
+            args=(
+                self._request.group, self.consumer, delivery.source_id, self._counter(delivery.source), int(after * 1000),
+                retried_entry(delivery, error, datetime.now(UTC)),
+            ),
+        )  # fmt: skip
+        settled = await self._settle(delivery, command)
+        if settled:
+            due = time.monotonic() + after
+            if due < self._due_at[keys.stream]:
+                self._due_at[keys.stream] = due
+                if self._reading and self._reader_id is not None and after < BLOCK:
+                    await self._unblock(self._reader_id)
+
+        return settled
+
+    async def bury(self, delivery: Delivery, /, *, reason: str, error: BaseException | None = None) -> bool:
+        keys = self._sources[delivery.source]
+        words = dead_letter_words(delivery, self.consumer, reason, error, datetime.now(UTC))
+        command = BURY.call(
+            delivery.source, keys.dead, keys.state,
+            args=(self._request.group, self.consumer, delivery.source_id, self._counter(delivery.source), *words),
+        )  # fmt: skip
+
+        return await self._settle(delivery, command)
+
+    async def begin(self, delivery: Delivery, /) -> bool:
+        state = self._sources[delivery.source].state
+        command = BEGIN.call(delivery.source, state, args=(self._request.group, self.consumer, delivery.source_id))
+        while True:
+            try:
+                starts = await self._control.run(command)
+                break
+            except (Unavailable, Full) as exc:
+                if self._stopped.is_set() or delivery.lost:
+                    return False
+                await self._gate.wait(exc, self._stopped)
+        if starts == 0:
+            return False
+        if starts > self._request.max_crashes:
+            await self.bury(delivery, reason="crash loop")
+            return False
+
+        return True
+
+    async def release(self, deliveries: Sequence[Delivery], /) -> None:
+        by_source: dict[str, list[str]] = {}
+        for delivery in deliveries:
+            if self._held.pop((delivery.source, delivery.source_id), None) is not None:
+                by_source.setdefault(delivery.source, []).append(delivery.source_id)
+        for source, ids in by_source.items():
+            for at in range(0, len(ids), PER_CALL):
+                try:
+                    await self._control.run(
+                        RELEASE.call(source, args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]))
+                    )
+                except TransportError as exc:
+                    logger.warning("%s: %d deliveries could not be given back, their lease runs out instead: %s", self._gate.title, len(ids), exc)
+
+    async def flush(self) -> None:
+        while any(self._acks.values()) or self._acking or self._flushing is not None:
+            if self._flushing is not None:
+                await asyncio.wait([self._flushing])
+            elif self._acking:
+                await asyncio.sleep(0.001)
+            else:
+                self._flush_soon()
+
+    def abandon(self) -> None:
+        """Vanish without a word, as a killed process would: for tests. Nothing more is settled, and the leases run out."""
+        self._abandoned = True
+        self._acks = {source: [] for source in self._sources}
+        self._unsettled.clear()
+        if self._reader._connection is not None:
+            self._aborting = asyncio.ensure_future(self._reader.close())
+
+    async def _settle(self, delivery: Delivery, command: tuple[Any, ...]) -> bool:
+        """Run an owner-checked settlement; what the server cannot take now is settled later, and stays ours until then."""
+        if self._abandoned:
+            return False
+        key = (delivery.source, delivery.source_id)
+        try:
+            reply = await self._control.run(command)
+        except (Unavailable, Full) as exc:
+            if key in self._held:
+                self._unsettled[key] = command
+                logger.warning("%s: %s is not settled yet: %s", self._gate.title, delivery.source_id, exc)
+                return True
+            return False
+        self._held.pop(key, None)
+
+        return bool(reply)
+
+    def _counter(self, source: str) -> str:
+        return "settled" if source == self._sources[source].stream else "retry-settled"
+
+    def _take_acks(self) -> list[tuple[Any, ...]]:
+        """The commands for everything that is to be acked, and is not under way yet."""
+        if self._acking or not any(self._acks.values()):
+            return []
+        commands: list[tuple[Any, ...]] = []
+        for source, ids in self._acks.items():
+            if ids:
+                self._acking[source] = ids
+                self._acks[source] = []
+                state, counter = self._sources[source].state, self._counter(source)
+                for at in range(0, len(ids), PER_CALL):
+                    commands.append(ACK.call(source, state, args=(self._request.group, counter, *ids[at : at + PER_CALL])))
+        commands += [("HDEL", state, name) for state, name in self._forgotten]
+        self._forgotten.clear()
+
+        return commands
+
+    def _acks_done(self, replies: list[Any]) -> None:
+        if not replies:
+            return
+        for reply in replies:
+            if isinstance(reply, Exception) and not group_is_gone(translate(reply, "")):
+                self._put_acks_back()
+                raise translate(reply, f"{self._endpoint} said") from reply
+        self._acking = {}
+
+    def _put_acks_back(self) -> None:
+        for source, ids in self._acking.items():
+            self._acks[source][:0] = ids
+        self._acking = {}
+
+    def _flush_soon(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
+        if self._flushing is None and not self._abandoned:
+            self._flushing = asyncio.ensure_future(self._flush())
+
+    async def _flush(self) -> None:
+        """Send acks on the control connection until there are none; a failure waits at the gate."""
+        try:
+            while any(self._acks.values()) and not self._acking:
+                commands = self._take_acks()
+                try:
+                    self._acks_done(await self._control.call(*commands))
+                except (Unavailable, Full) as exc:
+                    self._put_acks_back()
+                    if self._stopped.is_set() and self._gate.failures > 3:
+                        return
+                    await self._gate.wait(exc, self._stopped)
+                except BaseException:
+                    self._put_acks_back()
+                    raise
+        finally:
+            self._flushing = None
+
+    # ------------------------------------------------------------------------------------------------------------ keep
+
+    async def _keep(self) -> None:
+        """Renew the leases, settle what could not be settled, and remove dead consumers."""
+        beat = self._request.lease / 3
+        next_beat = time.monotonic() + beat
+        while not self._abandoned:
+            await asyncio.sleep(max(0.0, min(next_beat - time.monotonic(), 0.5 if self._unsettled else beat)))
+            if self._abandoned:
+                return
+            try:
+                if self._unsettled:
+                    await self._settle_again()
+                if time.monotonic() >= next_beat:
+                    late = time.monotonic() - next_beat
+                    if late > self._request.lease:
+                        logger.error("%s: the event loop stood still for %.1f s, longer than the lease", self._gate.title, late)
+                    await self._renew()
+                    next_beat = time.monotonic() + beat
+                if time.monotonic() >= self._reap_at:
+                    await self._reap()
+            except Unavailable as exc:
+                if not group_is_gone(exc):
+                    await self._gate.wait(exc, asyncio.Event())
+            except Full as exc:
+                await self._gate.wait(exc, asyncio.Event())
+
+    async def _renew(self) -> None:
+        by_source: dict[str, list[str]] = {}
+        for source, id in self._held:
+            by_source.setdefault(source, []).append(id)
+        for source, ids in by_source.items():
+            for at in range(0, len(ids), PER_CALL):
+                lost, gone = await self._control.run(
+                    RENEW.call(source, args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]))
+                )
+                for id in lost:
+                    self._lose(source, id.decode())
+                vanished = [id.decode() for id in gone if self._held.pop((source, id.decode()), None) is not None]
+                if vanished:
+                    await self._vanished(source, vanished)
+
+    def _lose(self, source: str, id: str) -> None:
+        delivery = self._held.pop((source, id), None)
+        self._unsettled.pop((source, id), None)
+        if delivery is not None:
+            delivery.lost = True
+            if self._request.on_lost is not None:
+                self._request.on_lost(delivery)
+
+    async def _settle_again(self) -> None:
+        for key, command in list(self._unsettled.items()):
+            if key in self._held:
+                await self._control.run(command)
+                self._held.pop(key, None)
+            self._unsettled.pop(key, None)
+
+    async def _reap(self) -> None:
+        self._reap_at = time.monotonic() + REAP_EVERY * random.uniform(0.8, 1.2)
+        for source in self._sources:
+            await self._control.run(REAP.call(source, args=(self._request.group, int(DEAD_AFTER * 1000), self.consumer)))
+
+    async def _vanished(self, source: str, ids: list[str]) -> None:
+        """Entries that were trimmed or deleted under our hands: settle, count and report them."""
+        group = self._request.group
+        await self._control.run(ACK.call(source, self._sources[source].state, args=(group, "vanished", *ids)))
+        self._say_vanished(source, ids)
+
+    def _say_vanished(self, source: str, ids: list[str]) -> None:
+        logger.error(
+            "%s: %d entries of %s vanished before they were settled, %s to %s: something else trims or deletes there",
+            self._gate.title, len(ids), source, ids[0], ids[-1],
+        )  # fmt: skip
+
+    # ---------------------------------------------------------------------------------------------------------- groups
+
+    async def _make_groups(self, *, healing: bool) -> None:
+        start = start_position(self._request.start)
+        for keys in self._keys:
+            made = await self._control.run(
+                JOIN.call(keys.stream, keys.retry, keys.state, args=(self._request.group, start, int(healing)))
+            )
+            if made and (healing or made != b"start"):
+                logger.error(
+                    "%s: the group was gone from %s and begins again at %s; what the server lost with it is lost",
+                    self._gate.title, keys.stream, "its checkpoint" if made == b"checkpoint" else "the beginning",
+                )  # fmt: skip
+
+    async def _heal(self, error: Exception) -> None:
+        try:
+            await self._make_groups(healing=True)
+        except Unavailable as exc:
+            await self._gate.wait(exc, self._stopped)
+        except Full as exc:
+            await self._gate.wait(exc, self._stopped)
+        else:
+            await self._gate.wait(error, self._stopped)
+
+    async def _unblock(self, reader_id: int) -> None:
+        """End a read that blocks, without losing what it may be about to bring. Without the right to do so it ends by itself, soon."""
+        try:
+            await self._control.call(("CLIENT", "UNBLOCK", reader_id))
+        except TransportError:
+            pass
+
+    async def _leave(self) -> None:
+        """Settle, give back, and go."""
+        self.stop()
+        if self._abandoned:
+            return
+        with anyio.move_on_after(LEAVE_WITHIN):
+            try:
+                await self.flush()
+                if self._unsettled:
+                    await self._settle_again()
+            except TransportError as exc:
+                logger.warning("%s: leaving with something unsettled, which will be delivered again: %s", self._gate.title, exc)
+            await self.release(list(self._held.values()))
+            try:
+                for source in self._sources:
+                    await self._control.run(REAP.call(source, args=(self._request.group, 0, "", self.consumer)))
+            except TransportError as exc:
+                logger.info("%s: could not remove our consumer, others will: %s", self._gate.title, exc)
+
+    async def _close(self) -> None:
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+        if self._flushing is not None:
+            self._flushing.cancel()
+        await self._reader.close()
+        await self._control.close()
+
+
+def _streams(reply: Any) -> dict[str, list[tuple[bytes, Sequence[bytes]]]]:
+    """The entries by stream, from a reply of XREADGROUP under RESP2 (pairs) or RESP3 (a map); nothing for no reply."""
+    if not reply:
+        return {}
+    pairs = reply.items() if isinstance(reply, dict) else reply
+
+    return {name.decode(): entries for name, entries in pairs}
+
+
+def _only_one(group: BaseExceptionGroup[Any]) -> BaseException:
+    """The error in a group of one, however deep; else the group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+
+    return error
