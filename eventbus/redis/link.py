@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import hiredis
 import redis.asyncio
@@ -20,11 +20,9 @@ from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
 from eventbus.connect import hide_password
+from eventbus.embedded import EmbeddedServer
 from eventbus.errors import ConfigurationError, Full, Refused, TransportError, Unavailable, excerpt
 from eventbus.redis.scripts import BY_SHA
-
-if TYPE_CHECKING:
-    from eventbus.embedded import EmbeddedServer
 
 CONNECT_TIMEOUT: Final = 5.0
 REPLY_TIMEOUT: Final = 5.0
@@ -59,7 +57,7 @@ class Endpoint:
                     "RedisTransport(client): a client made by Sentinel is not supported; give the address of the master"
                 )
             self._class, self._settings = pool.connection_class, dict(pool.connection_kwargs)
-        elif hasattr(source, "start") and hasattr(source, "url"):
+        elif isinstance(source, EmbeddedServer):
             self.server = source
         else:
             raise ConfigurationError(

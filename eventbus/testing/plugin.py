@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Generator, Iterator
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import pytest
@@ -58,13 +59,12 @@ def redis_server(pytestconfig: pytest.Config) -> Iterator[LiveServer]:
     from eventbus.errors import ConfigurationError
     from eventbus.testing.servers import live_server
 
-    server = live_server(pytestconfig.getoption("eventbus_redis_url"))
-    try:
-        found = server.__enter__()
-    except ConfigurationError as exc:
-        pytest.skip(str(exc))
-    with server:
-        yield found
+    with ExitStack() as running:
+        try:
+            server = running.enter_context(live_server(pytestconfig.getoption("eventbus_redis_url")))
+        except ConfigurationError as exc:
+            pytest.skip(str(exc))
+        yield server
 
 
 @pytest.fixture
