@@ -3,8 +3,10 @@
 ```python
 bus = MessageBus(notifier=Notifier)
 
+
 @bus.listen
 async def register_book(command: RegisterBook, uow: LibraryUnitOfWork, notifier: Notifier) -> Book: ...
+
 
 book = await bus.handle(RegisterBook(...), uow)
 ```
@@ -88,9 +90,7 @@ class MessageBus:
         left = tuple(known for known in handlers if known.function != handler)
         if len(left) == len(handlers):
             registered = ", ".join(str(known) for known in handlers) or "nothing"
-            raise ConfigurationError(
-                f"{where(handler)} is not a listener of {message_type.__name__}; registered is {registered}"
-            )
+            raise ConfigurationError(f"{where(handler)} is not a listener of {message_type.__name__}; registered is {registered}")
         if left:
             self._handlers[message_type] = left
         else:
@@ -139,7 +139,9 @@ class MessageBus:
                 "a command has one handler, an event any number"
             )
         if handler.message_type in self._upcasts:
-            raise ConfigurationError(f"{handler} would never be called: {handler.message_type.__name__} is upcast before dispatch")
+            raise ConfigurationError(
+                f"{handler} would never be called: {handler.message_type.__name__} is upcast before dispatch"
+            )
         self._name(handler.message_type)
         self._handlers[handler.message_type] = (*handlers, handler)
 

@@ -160,9 +160,7 @@ def _decoder(make: Callable[[type], Any], cls: type[Message]) -> Callable[[bytes
     try:
         decode: Callable[[bytes], Any] = make(cls).decode
     except (TypeError, NameError) as exc:
-        raise ConfigurationError(
-            f"{cls.__module__}.{cls.__qualname__} has a field whose type cannot be decoded: {exc}"
-        ) from exc
+        raise ConfigurationError(f"{cls.__module__}.{cls.__qualname__} has a field whose type cannot be decoded: {exc}") from exc
 
     return decode
 
@@ -200,9 +198,7 @@ def decode(cls: type[M], payload: bytes, content_type: str = JSON.content_type) 
         raise
     except Exception as exc:  # msgspec's own errors, UnicodeDecodeError, RecursionError, and what a __post_init__ raises
         text = excerpt(str(exc) or type(exc).__name__)
-        raise DecodeError(
-            f"cannot decode {cls.metadata.type}: {text}", type=cls.metadata.type, path=_path_in(str(exc))
-        ) from exc
+        raise DecodeError(f"cannot decode {cls.metadata.type}: {text}", type=cls.metadata.type, path=_path_in(str(exc))) from exc
 
     return message
 
@@ -387,7 +383,9 @@ def _encode_error(cls: type[Message], path: str, why: str) -> EncodeError:
 
 
 def _too_long(type: str, payload: bytes) -> str:
-    return f"{type}: the payload has {len(payload)} bytes, the limit is {MAX_PAYLOAD}; store the data elsewhere and send where it is"
+    return (
+        f"{type}: the payload has {len(payload)} bytes, the limit is {MAX_PAYLOAD}; store the data elsewhere and send where it is"
+    )
 
 
 def _too_deep(type: str) -> str:

@@ -102,9 +102,7 @@ class Handler:
         return 1 if len(self.parameters) == 1 and self.parameters[0][1] == UOW and positional else -1
 
 
-def handled_types(
-    handler: Callable[..., Any], names: Mapping[str, Any], *, defer: bool
-) -> tuple[type[Message], ...] | None:
+def handled_types(handler: Callable[..., Any], names: Mapping[str, Any], *, defer: bool) -> tuple[type[Message], ...] | None:
     """The types in the annotation of a handler's first parameter.
 
     `names` are those in sight where it was registered, for annotations that are text. One that cannot be resolved yet is None with

@@ -107,8 +107,6 @@ class Event(Message, frozen=True):
     """What has happened. Any number of handlers, none included."""
 
 
-
-
 def check_name(what: str, name: str) -> str:
     """The name, if it may be part of a Redis key, a log line and a metric; else `ConfigurationError`."""
     if not isinstance(name, str) or not NAME.fullmatch(name):

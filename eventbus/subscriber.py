@@ -237,7 +237,9 @@ class _Run:
     def lose(self, delivery: Delivery) -> None:
         """Another consumer has taken this over: cancel its handler; its outcome is discarded."""
         self.lost_leases += 1
-        logger.warning("%s", LeaseLost(f"{_title(delivery)}: another consumer has taken it over; what was done here is discarded"))
+        logger.warning(
+            "%s", LeaseLost(f"{_title(delivery)}: another consumer has taken it over; what was done here is discarded")
+        )
         scope = self.running.get(delivery)
         if scope is not None:
             scope.cancel()

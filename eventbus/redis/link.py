@@ -60,9 +60,7 @@ class Endpoint:
         elif isinstance(source, EmbeddedServer):
             self.server = source
         else:
-            raise ConfigurationError(
-                f"RedisTransport({type(source).__name__} …): give a URL or a redis.asyncio.Redis client"
-            )
+            raise ConfigurationError(f"RedisTransport({type(source).__name__} …): give a URL or a redis.asyncio.Redis client")
 
     def __repr__(self) -> str:
         return f"<endpoint {self}>"
@@ -169,8 +167,12 @@ class Link:
         except BaseException as exc:
             await self.close()
             if isinstance(exc, Exception):
-                raise translate(exc, f"no answer from {self.endpoint} within {timeout:g} s" if isinstance(exc, TimeoutError)
-                                else f"lost the connection to {self.endpoint}") from exc
+                raise translate(
+                    exc,
+                    f"no answer from {self.endpoint} within {timeout:g} s"
+                    if isinstance(exc, TimeoutError)
+                    else f"lost the connection to {self.endpoint}",
+                ) from exc
             raise
         for index, reply in enumerate(replies):
             if isinstance(reply, redis.exceptions.NoScriptError):

@@ -246,7 +246,12 @@ class RedisSubscription:
             if moved == 100:
                 self._due_at[keys.stream] = now
             for member in unreadable:
-                logger.error("%s: the delayed entry %r cannot be read and was set aside in %s", self._gate.title, member, keys.delayed_entries)
+                logger.error(
+                    "%s: the delayed entry %r cannot be read and was set aside in %s",
+                    self._gate.title,
+                    member,
+                    keys.delayed_entries,
+                )
 
     def _deliveries(self, reply: Any, limit: int) -> list[Delivery]:
         found: list[Delivery] = []
@@ -335,7 +340,12 @@ class RedisSubscription:
                         RELEASE.call(source, args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]))
                     )
                 except TransportError as exc:
-                    logger.warning("%s: %d deliveries could not be given back, their lease runs out instead: %s", self._gate.title, len(ids), exc)
+                    logger.warning(
+                        "%s: %d deliveries could not be given back, their lease runs out instead: %s",
+                        self._gate.title,
+                        len(ids),
+                        exc,
+                    )
 
     async def flush(self) -> None:
         while any(self._acks.values()) or self._acking or self._flushing is not None:

@@ -112,9 +112,7 @@ class RedisTransport:
     async def requeue(self, dead_letter: DeadLetter, /) -> bool:
         self._open()
         keys = Keys(check_name("stream", dead_letter.stream), check_name("group", dead_letter.group))
-        id = await self._channel.run(
-            REQUEUE.call(keys.dead, keys.retry, args=(dead_letter.id, *requeued_words(dead_letter)))
-        )
+        id = await self._channel.run(REQUEUE.call(keys.dead, keys.retry, args=(dead_letter.id, *requeued_words(dead_letter))))
 
         return bool(id)
 
