@@ -277,7 +277,7 @@ class _Call:
 
 
 def _chain(record: Record, limit: int) -> str:
-    names = []
+    names: list[str] = []
     link: Record | None = record
     while link is not None and len(names) < 4:
         names.append(type(link.message).__name__)

@@ -151,7 +151,7 @@ class ConcurrencyError(EventBusError):
     """A value changed between the reading and the writing of a unit of work; handle the message again."""
 
 
-class Retry(Exception):  # noqa: N818 - a verdict reads as a verb
+class Retry(Exception):
     """Raised by a handler: deliver this again, after so many seconds.
 
     Without `after` the subscriber's policy says how long to wait. An explicit delay is always granted: it does not count against the
@@ -165,7 +165,7 @@ class Retry(Exception):  # noqa: N818 - a verdict reads as a verb
         self.after = after
 
 
-class Reject(Exception):  # noqa: N818 - a verdict reads as a verb
+class Reject(Exception):
     """Raised by a handler: this will never succeed; bury it now, with the reason."""
 
     def __init__(self, reason: str = "the handler rejected it") -> None:

@@ -301,7 +301,7 @@ class UnitOfWork:
         try:
             await self.rollback()
         except Exception as exc:
-            logger.error("rollback of %r failed: %s", self, exc, exc_info=True)
+            logger.exception("rollback of %r failed: %s", self, exc)
             if error is not None:
                 error.add_note(f"and the rollback failed: {exc!r}")
 
@@ -319,9 +319,9 @@ class UnitOfWork:
             except Exception as exc:
                 errors.append(exc)
         if failure is not None:
-            for exc in errors:
-                logger.error("%s failed after a failed publish: %s", name, exc, exc_info=exc)
-                failure.add_note(f"and {name} failed: {exc!r}")
+            for error in errors:
+                logger.error("%s failed after a failed publish: %s", name, error, exc_info=error)
+                failure.add_note(f"and {name} failed: {error!r}")
         elif len(errors) == 1:
             raise errors[0]
         elif errors:

@@ -18,12 +18,12 @@ MAX_TRACEBACK: Final = 8000
 
 def dead_letter_words(delivery: Delivery, consumer: str, reason: str, error: BaseException | None, now: datetime) -> list[Any]:
     """The words of the entry: the original ones, then the story."""
-    story = {
+    story: dict[str, str] = {
         "group": delivery.group,
         "consumer": consumer,
         "stream": delivery.stream,
         "entry-id": delivery.entry_id,
-        "attempts": delivery.attempt,
+        "attempts": str(delivery.attempt),
         "reason": reason,
         "error-type": type(error).__name__ if error is not None else "",
         "error": excerpt(str(error), MAX_ERROR) if error is not None else delivery.last_error or "",
@@ -33,7 +33,7 @@ def dead_letter_words(delivery: Delivery, consumer: str, reason: str, error: Bas
     }
     words: list[Any] = list(delivery.fields)
     for name, value in story.items():
-        words += (f"dead-{name}", value if isinstance(value, int) else value.encode(errors="replace"))
+        words += (f"dead-{name}", value.encode(errors="replace"))
 
     return words
 

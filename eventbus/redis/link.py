@@ -136,7 +136,7 @@ class Link:
         connection = self.endpoint.connection()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT + REPLY_TIMEOUT):
-                await connection.connect()
+                await connection.connect()  # type: ignore[no-untyped-call]
         except BaseException as exc:
             await _disconnect(connection)
             if isinstance(exc, Exception):
@@ -284,5 +284,5 @@ def _pack(command: Sequence[Any]) -> bytes:
 async def _disconnect(connection: AbstractConnection) -> None:
     try:
         await connection.disconnect(nowait=True)
-    except Exception:  # noqa: S110 - it is gone either way
+    except Exception:
         pass

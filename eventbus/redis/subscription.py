@@ -446,7 +446,7 @@ class RedisSubscription:
         """Renew the leases, settle what could not be settled, and remove dead consumers."""
         beat = self._request.lease / 3
         next_beat = time.monotonic() + beat
-        while not self._abandoned:
+        while True:
             await asyncio.sleep(max(0.0, min(next_beat - time.monotonic(), 0.5 if self._unsettled else beat)))
             if self._abandoned:
                 return
