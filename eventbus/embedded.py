@@ -260,7 +260,7 @@ def _end(life: _Life) -> None:
     _ask(life.socket, b"SHUTDOWN NOSAVE")  # at once, where a signal waits for the next tick; the data file is written out
     assert life.guardian.stdin is not None
     with suppress(OSError), life.guardian.stdin as pipe:
-        pipe.write(b"stop\n")  # a close alone would go unseen while a forked child has the pipe as well
+        pipe.write(b"stop\n")  # a close goes unseen while a child forked behind Python's back has the pipe as well
     try:
         life.guardian.wait(_PATIENCE)
     finally:
@@ -288,7 +288,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def _claim(path: Path, held: ExitStack) -> int:
-    """A locked file that says whose the path is. The guardian and all that it starts inherit it, and the lock ends with the last."""
+    """A locked file that says whose the path is. The guardian and all that it starts inherit it; it ends with the last."""
     import fcntl  # POSIX only, and this module can be imported anywhere
 
     try:

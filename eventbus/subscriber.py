@@ -170,6 +170,10 @@ class Subscriber:
             raise _only_one(group) from None
         finally:
             self._runs.discard(run)
+            logger.info(
+                "%s/%s: stopped; %d handled, %d retried, %d buried, %d ignored",
+                "+".join(self.streams), self.group, run.handled, run.retried, run.buried, run.ignored,
+            )  # fmt: skip
 
     def statistics(self) -> Statistics:
         """What the running `run()` of this object does, all of them together; zeros when none is."""

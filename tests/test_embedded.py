@@ -1,10 +1,12 @@
 """A server of our own: it starts at once, keeps what it was told to keep, and never outlives who wanted it."""
 
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -168,7 +170,7 @@ def test_it_ends_when_its_process_is_killed(number: signal.Signals) -> None:
     owner.send_signal(number)
     owner.communicate()
 
-    wait_until(lambda: not exists(int(pid)), description="the server ended")
+    wait_until(lambda: not exists(int(pid)), description="the server ended", seconds=4.0)
     wait_until(lambda: not Path(socket).parent.exists(), description="its directory was removed")
 
 
@@ -266,6 +268,20 @@ def test_a_path_has_one_server_at_a_time(tmp_path: Path) -> None:
 
     with EmbeddedServer(tmp_path) as second:
         assert second.running
+
+
+def test_a_path_is_waited_for_while_its_server_ends(tmp_path: Path) -> None:
+    """A lock may outlive its server by moments, also when the owner lives on: a start right after a stop is no conflict."""
+    with (tmp_path / "server.lock").open("w") as lock:
+        lock.write(f"{os.getpid()} {tmp_path}/server.sock\n")
+        lock.flush()
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        release = threading.Timer(0.1, fcntl.flock, (lock, fcntl.LOCK_UN))
+        release.start()
+
+        with EmbeddedServer(tmp_path) as server:
+            assert release.finished.is_set()
+            assert server.running
 
 
 def test_a_path_may_hold_any_character() -> None:
