@@ -1,6 +1,8 @@
-"""``python -m eventbus`` is the `eventbus` command."""
+"""`python -m eventbus` is the `eventbus` command."""
+
+import sys
 
 from eventbus.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

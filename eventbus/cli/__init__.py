@@ -1,7 +1,7 @@
-"""The `eventbus` command. Each subcommand has a module of its own, imported when it is called.
+"""The `eventbus` command, from the extra ``cli``.
 
-Exit codes: 0 well done, 1 something failed, 2 the call is wrong (usage, a missing module, a missing extra), 3 the server cannot be
-reached, 130 ended by a second signal.
+Each module of `eventbus.cli.commands` is one command; `program` finds them, and `endings` says how they may end. Nothing here is imported
+by the rest of the package.
 """
 
 from __future__ import annotations
@@ -9,17 +9,13 @@ from __future__ import annotations
 import sys
 from importlib.util import find_spec
 
-EXIT_FAILED = 1
-EXIT_USAGE = 2
-EXIT_UNREACHABLE = 3
-EXIT_FORCED = 130
 
+def main() -> int:
+    """Do what the command line of this process says; the exit code, as `eventbus.cli.endings.Code` lists them."""
+    if find_spec("click") is None:
+        sys.stderr.write("the eventbus command needs the \"cli\" extra: pip install 'eventbus[cli]'\n")
+        return 2
 
-def main() -> None:
-    """Run the command that the arguments name, and exit."""
-    if find_spec("click") is None or find_spec("rich") is None:
-        print("the eventbus command needs the extra \"cli\": pip install 'eventbus[cli]'", file=sys.stderr)
-        raise SystemExit(EXIT_USAGE)
-    from eventbus.cli.commands import eventbus
+    from eventbus.cli.program import execute
 
-    eventbus(prog_name="eventbus", auto_envvar_prefix="EVENTBUS")
+    return execute()

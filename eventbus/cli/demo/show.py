@@ -170,9 +170,8 @@ async def _follow(screen: Screen, worker: anyio.abc.Process, tally: Tally) -> No
             if what == "holds":
                 screen.say(f"mailer {worker.pid} holds {title!r} (no. {number}): killed with SIGKILL")
                 tally.taken_over["mailer"] += 1
-                worker.send_signal(signal.SIGKILL)
-                return
-            if what == "fails":
+                worker.send_signal(signal.SIGKILL)  # what it said before is still read
+            elif what == "fails":
                 tally.retried[group] += 1
                 screen.say(f"{group} {worker.pid} fails on {title!r} (no. {number}): it will be retried")
             elif int(number) not in tally.handled[group]:

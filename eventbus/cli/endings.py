@@ -1,0 +1,117 @@
+"""How a command ends: an exit code, and one line that says why. A traceback is shown to those who ask for it."""
+
+from __future__ import annotations
+
+import enum
+import os
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import IO, Any
+
+import click
+
+import eventbus
+from eventbus.errors import ConfigurationError, TransportError, Unavailable, excerpt
+
+DEBUG = "EVENTBUS_DEBUG"
+"""Set to anything, this environment variable shows tracebacks."""
+
+
+class Code(enum.IntEnum):
+    """What the exit code of `eventbus` says."""
+
+    OK = 0
+    FAILED = 1
+    """Something went wrong while it ran."""
+    USAGE = 2
+    """The command cannot be carried out as it was given: a wrong option, a module that is not there, an extra that is missing."""
+    UNREACHABLE = 3
+    """The server does not answer, or does not let us in."""
+    FORCED = 130
+    """Ended at once, by a second signal or an interrupt."""
+
+
+class Failure(click.ClickException):
+    """The end of a command that did not succeed: a line of text, and the code."""
+
+    def __init__(self, text: str, code: Code = Code.FAILED) -> None:
+        super().__init__(text)
+        self.exit_code = code
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        if self.__cause__ is not None and debugging():
+            click.echo("".join(traceback.format_exception(self.__cause__)), file=file, err=True, nl=False)
+        click.echo(f"eventbus: {self.message}", file=file, err=True)
+
+
+def failure(error: BaseException, what: str = "") -> Failure:
+    """The end that an exception means: what was being done, its type, text and place in the user's program."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, ConfigurationError):
+        ending = Failure(f"{what}{error}", Code.USAGE)
+    elif isinstance(error, TransportError):
+        ending = Failure(f"{what}{error}", Code.UNREACHABLE if isinstance(error, Unavailable) else Code.FAILED)
+    else:
+        ending = Failure(f"{what}{described(error)}; {DEBUG}=1 shows it whole")
+    ending.__cause__ = error
+
+    return ending
+
+
+def described(error: BaseException) -> str:
+    """An exception in one line: ``KeyError: 'isbn' (shop/handlers.py:12, in welcome)``; of a group, the first."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    text = excerpt(str(error).strip(), 500)
+    name = type(error).__name__
+
+    return f"{name}: {text} ({place_of(error)})" if text else f"{name} ({place_of(error)})"
+
+
+def place_of(error: BaseException) -> str:
+    """Where in the user's program it happened: the innermost line that is not of a library; else the innermost of all."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{_short(error.filename)}:{error.lineno}"
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not _of_a_library(frame.filename)]
+    if not frames:
+        return "no traceback"
+    frame = (theirs or frames)[-1]
+    inside = "" if frame.name == "<module>" else f", in {frame.name}"
+
+    return f"{_short(frame.filename)}:{frame.lineno}{inside}"
+
+
+def debugging() -> bool:
+    return bool(os.environ.get(DEBUG))
+
+
+def show_tracebacks() -> None:
+    """From now on, as if EVENTBUS_DEBUG were set; child processes included."""
+    os.environ[DEBUG] = "1"
+
+
+_PATHS = sysconfig.get_paths()
+_LIBRARIES = tuple(
+    str(Path(place).resolve()) + os.sep
+    for place in (*(_PATHS[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")), *eventbus.__path__)
+)
+
+
+def _of_a_library(filename: str) -> bool:
+    return filename.startswith("<") or str(Path(filename).resolve()).startswith(_LIBRARIES)
+
+
+def _short(filename: str) -> str:
+    """The path as seen from the current directory, where that is shorter."""
+    try:
+        relative = os.path.relpath(filename)
+    except ValueError:  # another drive, on Windows
+        return filename
+
+    return relative if not relative.startswith("..") else filename
+

@@ -1,0 +1,67 @@
+"""What a running service says, on stderr: a line per record, as text for people or as JSON for machines."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from eventbus.cli.endings import debugging, described
+
+FORMATS = ("text", "json")
+LEVELS = ("debug", "info", "warning", "error")
+
+_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def configure(level: str, form: str) -> logging.Formatter:
+    """Send all logging of this process to stderr; what is configured later by the program itself goes beside it."""
+    handler = logging.StreamHandler(sys.stderr)
+    formatter = Json() if form == "json" else Text()
+    handler.setFormatter(formatter)
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(level.upper())
+
+    return formatter
+
+
+class Text(logging.Formatter):
+    """``12:00:01.250 warning  what happened: KeyError: 'isbn' (shop/handlers.py:12)``; the traceback only if it was asked for."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        time = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S.%f")[:-3]
+        line = f"{time} {record.levelname.lower():<8} {record.getMessage()}"
+        if (error := _error_of(record)) is not None:
+            line += f": {described(error)}"
+            if debugging():
+                line += "\n" + "".join(traceback.format_exception(error)).rstrip()
+
+        return line
+
+
+class Json(logging.Formatter):
+    """One object per line: ``time``, ``level``, ``logger``, ``message``, what was given as ``extra``, and ``error`` if there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line: dict[str, Any] = {
+            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        line |= {name: value for name, value in vars(record).items() if name not in _KNOWN}
+        if (error := _error_of(record)) is not None:
+            line["error"] = described(error)
+            if debugging():
+                line["traceback"] = "".join(traceback.format_exception(error))
+
+        return msgspec.json.encode(line, enc_hook=str).decode()
+
+
+def _error_of(record: logging.LogRecord) -> BaseException | None:
+    return record.exc_info[1] if record.exc_info else None

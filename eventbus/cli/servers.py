@@ -1,0 +1,52 @@
+"""Where a transport's server is, and whether it answers: asked once, before anything depends on it."""
+
+from __future__ import annotations
+
+import logging
+
+import anyio
+
+from eventbus.cli.endings import Code, Failure
+from eventbus.errors import TransportError, Unavailable
+from eventbus.memory import MemoryTransport
+from eventbus.transport import Transport
+
+logger = logging.getLogger("eventbus.cli")
+
+ANSWER_WITHIN = 2.5
+"""Seconds after which a server that says nothing counts as unreachable."""
+ASK_AGAIN = 0.25
+"""Seconds between two tries while waiting for it."""
+
+
+def address(transport: Transport) -> str:
+    """Where it is, without secrets."""
+    if isinstance(transport, MemoryTransport):
+        return "memory:// (seen by this process alone)"
+
+    return str(getattr(transport, "endpoint", None) or repr(transport))
+
+
+async def reach(transport: Transport, stream: str, group: str, *, wait: float = 0.0) -> None:
+    """Return when the server answers. `Failure` with `Code.UNREACHABLE` if it does not, tried for `wait` seconds, or does not let us in."""
+    deadline = anyio.current_time() + wait
+    said = False
+    while True:
+        try:
+            with anyio.fail_after(ANSWER_WITHIN):
+                await transport.backlog(stream, group)
+            return
+        except (Unavailable, TimeoutError) as exc:
+            why = str(exc) or f"no answer from {address(transport)} within {ANSWER_WITHIN:g} s"
+            if anyio.current_time() >= deadline:
+                raise Failure(
+                    f"{why}; start a server there, name another with --url or EVENTBUS_URL"
+                    + (f" (waited {wait:g} s)" if wait else ", or wait for it with --wait SECONDS"),
+                    Code.UNREACHABLE,
+                ) from exc
+            if not said:
+                logger.warning("waiting up to %g s: %s", wait, why)
+                said = True
+            await anyio.sleep(ASK_AGAIN)
+        except TransportError as exc:
+            raise Failure(str(exc), Code.UNREACHABLE) from exc
