@@ -20,7 +20,7 @@ PUBLIC = [
     *("Model", "Repository"),
     *("MessageBus", "listen"),
     *("UnitOfWork", "TransactionStatus"),
-    *("Envelope", "MessageStore"),
+    *("Envelope", "MessageStore", "SinkholeMessageStore", "InMemoryMessageStore"),
     *("Transport", "Delivery", "MemoryTransport", "connect"),
     *("Subscriber", "exponential", "Retry", "Reject"),
     "EventBusError",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import enum
 import os
 import sysconfig
 import traceback
+from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
@@ -66,24 +68,31 @@ def described(error: BaseException) -> str:
     """An exception in one line: ``KeyError: 'isbn' (shop/handlers.py:12, in welcome)``; of a group, the first."""
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    text = excerpt(str(error).strip(), 500)
-    name = type(error).__name__
+    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    text, place = excerpt(text.strip(), 500), place_of(error)
 
-    return f"{name}: {text} ({place_of(error)})" if text else f"{name} ({place_of(error)})"
+    return type(error).__name__ + (f": {text}" if text else "") + (f" ({place})" if place else "")
 
 
 def place_of(error: BaseException) -> str:
-    """Where in the user's program it happened: the innermost line that is not of a library; else the innermost of all."""
+    """Where in the user's program it happened: the innermost line that is not of a library; else the innermost of all but ours."""
     if isinstance(error, SyntaxError) and error.filename:
         return f"{_short(error.filename)}:{error.lineno}"
-    frames = traceback.extract_tb(error.__traceback__)
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith(_OURS)]
     theirs = [frame for frame in frames if not _of_a_library(frame.filename)]
     if not frames:
-        return "no traceback"
+        return ""
     frame = (theirs or frames)[-1]
     inside = "" if frame.name == "<module>" else f", in {frame.name}"
 
     return f"{_short(frame.filename)}:{frame.lineno}{inside}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``"; did you mean tail?"``, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(known), n=3)
+
+    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def debugging() -> bool:
@@ -95,6 +104,7 @@ def show_tracebacks() -> None:
     os.environ[DEBUG] = "1"
 
 
+_OURS = str(Path(__file__).parent) + os.sep
 _PATHS = sysconfig.get_paths()
 _LIBRARIES = tuple(
     str(Path(place).resolve()) + os.sep

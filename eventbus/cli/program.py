@@ -11,7 +11,7 @@ import click
 
 import eventbus
 from eventbus.cli import commands
-from eventbus.cli.endings import Code, failure
+from eventbus.cli.endings import Code, did_you_mean, failure
 
 
 class Commands(click.Group):
@@ -30,6 +30,13 @@ class Commands(click.Group):
         command: click.Command = import_module(f"{commands.__name__}.{module}").command
 
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if not name.startswith("-") and name not in self._modules():
+            ctx.fail(f"there is no command {name!r}{did_you_mean(name, self._modules())}")
+
+        return super().resolve_command(ctx, args)
 
     def _modules(self) -> Mapping[str, str]:
         return {module.name.replace("_", "-"): module.name for module in pkgutil.iter_modules(commands.__path__)}

@@ -37,7 +37,7 @@ async def reach(transport: Transport, stream: str, group: str, *, wait: float = 
                 await transport.backlog(stream, group)
             return
         except (Unavailable, TimeoutError) as exc:
-            why = str(exc) or f"no answer from {address(transport)} within {ANSWER_WITHIN:g} s"
+            why = str(exc).rstrip(".") or f"no answer from {address(transport)} within {ANSWER_WITHIN:g} s"
             if anyio.current_time() >= deadline:
                 raise Failure(
                     f"{why}; start a server there, name another with --url or EVENTBUS_URL"

@@ -5,7 +5,6 @@ Whatever is wrong with a name is said in one line, with the names that are near.
 
 from __future__ import annotations
 
-import difflib
 import os
 import pkgutil
 import sys
@@ -15,7 +14,7 @@ from inspect import iscoroutine
 from types import ModuleType
 from typing import Any, cast
 
-from eventbus.cli.endings import Code, Failure, described, place_of
+from eventbus.cli.endings import Code, Failure, described, did_you_mean, place_of
 from eventbus.subscriber import Subscriber
 
 
@@ -63,7 +62,7 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as exc:
         missing = exc.name or ""
         if name == missing or name.startswith(f"{missing}."):
-            near = _did_you_mean(missing, _modules_beside(missing))
+            near = did_you_mean(missing, _modules_beside(missing))
             raise _wrong(f"there is no module {missing!r} here ({os.getcwd()}) or on sys.path{near}", exc) from exc
         raise _wrong(f"{name} imports {missing!r}, which is not installed or is misspelled ({place_of(exc)})", exc) from exc
     except (Exception, SystemExit) as exc:
@@ -77,7 +76,7 @@ def _attribute(target: str, module: ModuleType, path: str) -> Any:
             thing = getattr(thing, name)
         except AttributeError as exc:
             names = list(_top_level(module)) or [known for known in dir(thing) if not known.startswith("_")]
-            near = _did_you_mean(name, names) or _its_subscribers(module)
+            near = did_you_mean(name, names) or _its_subscribers(module)
             raise _wrong(f"{module.__name__} has no {name!r}{near}", exc) from exc
 
     return thing
@@ -123,12 +122,6 @@ def _modules_beside(name: str) -> list[str]:
         names += [entry.name for entry in os.scandir() if entry.is_dir() and entry.name.isidentifier()]
 
     return names
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(name, list(known), n=3)
-
-    return f"; did you mean {' or '.join(near)}?" if near else ""
 
 
 def _kind(thing: Any) -> str:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 import time
+from contextlib import suppress
 from typing import Final
 
 logger = logging.getLogger("eventbus.redis")
@@ -38,10 +39,8 @@ class Gate:
             self._said = now
             logger.warning("%s: %s; trying again (%d failures in %.0f s)", self.title, error, self.failures, now - self._since)
         delay = random.uniform(0, min(LONGEST, FIRST * 2 ** min(self.failures, 16)))
-        try:
+        with suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), max(FIRST / 2, delay))
-        except TimeoutError:
-            pass
 
     def passed(self) -> None:
         """It went well."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import hiredis
@@ -282,7 +283,5 @@ def _pack(command: Sequence[Any]) -> bytes:
 
 
 async def _disconnect(connection: AbstractConnection) -> None:
-    try:
+    with suppress(Exception):  # it is gone either way
         await connection.disconnect(nowait=True)
-    except Exception:
-        pass

@@ -12,8 +12,8 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -72,12 +72,13 @@ class RedisSubscription:
         self._flush_timer: asyncio.TimerHandle | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._ready: deque[Delivery] = deque()
-        self._own: dict[str, str] = dict.fromkeys(self._sources, "0")
+        self._own: dict[str, str] = {}
         self._cursors: dict[str, str] = dict.fromkeys(self._sources, "0-0")
         self._sweep_at = 0.0
         self._due_at: dict[str, float] = {keys.stream: 0.0 for keys in self._keys}
         self._reap_at = time.monotonic() + REAP_EVERY * random.random()
-        self._wake = asyncio.Event()
+        self._beat = asyncio.Event()
+        self._asides: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
         return f"<subscription {self.consumer} of {self._gate.title} on {self._endpoint}>"
@@ -89,10 +90,11 @@ class RedisSubscription:
     @classmethod
     @asynccontextmanager
     async def join(cls, endpoint: Endpoint, request: Subscribe) -> AsyncIterator[RedisSubscription]:
-        """Enter the group; leave it at the end, giving back what is still held. The first connection is not retried: it raises."""
+        """Enter the group; leave it at the end, giving back what is still held. A server that is not there yet is waited for."""
         subscription = cls(endpoint, request)
         try:
-            await subscription._make_groups(healing=False)
+            while not await subscription._made_groups():
+                pass
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(subscription._keep)
                 try:
@@ -117,9 +119,10 @@ class RedisSubscription:
                 found = await self._receive(limit)
             except Unavailable as exc:
                 await self._reader.close()
-                self._own = dict.fromkeys(self._sources, "0")
                 if self._abandoned:
                     continue
+                self._own = dict.fromkeys(self._sources, "0")
+                self._let_others_renew()
                 if group_is_gone(exc):
                     await self._heal(exc)
                 else:
@@ -136,11 +139,12 @@ class RedisSubscription:
     def stop(self) -> None:
         if not self._stopped.is_set():
             self._stopped.set()
-            if self._reading and self._reader_id is not None:
-                self._unblocking = asyncio.ensure_future(self._unblock(self._reader_id))
+            self._unblock()
 
     async def _receive(self, limit: int) -> list[Delivery]:
         """One turn of the reader: what is due, else what is new."""
+        if self._ready:
+            return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
         if not self._reader.connected:
             await self._reader.open()
             self._reader_id = await self._reader.run(("CLIENT", "ID"))
@@ -154,27 +158,51 @@ class RedisSubscription:
         return await self._read(limit)
 
     async def _read(self, limit: int) -> list[Delivery]:
-        """What is new, waiting for it; acks go along."""
+        """What is new, waiting for it; acks go along.
+
+        COUNT holds per stream, so it is the limit's part of each. A limit smaller than the number of streams is kept by asking one after
+        the other; only when all are empty does one read wait on all of them, and what may then come at once beyond the limit is kept.
+        """
         sources = list(self._sources)
+        if limit < len(sources):
+            for source in sources:
+                reply = await self._reader.run(self._xreadgroup(limit, None, source))
+                if found := self._deliveries(reply):
+                    return found
         wait = min([self._sweep_at, *self._due_at.values()]) - time.monotonic()
         block = max(1, int(min(BLOCK, wait) * 1000))
-        count = max(1, limit // len(sources)) if len(self._keys) > 1 else limit
-        command = (
-            "XREADGROUP", "GROUP", self._request.group, self.consumer, "COUNT", count, "BLOCK", block,
-            "STREAMS", *sources, *([">"] * len(sources)),
-        )  # fmt: skip
         acks = self._take_acks()
+        began = time.monotonic()
         self._reading = True
         try:
-            *settled, reply = await self._reader.call(*acks, command, timeout=block / 1000 + REPLY_TIMEOUT)
+            *settled, reply = await self._reader.call(
+                *acks, self._xreadgroup(max(1, limit // len(sources)), block, *sources), timeout=block / 1000 + REPLY_TIMEOUT
+            )
         except BaseException:
-            self._put_acks_back()
+            if acks:
+                self._put_acks_back()
             raise
         finally:
             self._reading = False
-        self._acks_done(settled)
+        if acks:
+            self._acks_done(settled)
+        if time.monotonic() - began > block / 1000 + 1:
+            self._let_others_renew()
+        found = self._deliveries(checked(reply, self._endpoint))
+        self._ready.extend(found[limit:])
 
-        return self._deliveries(checked(reply, self._endpoint), limit)
+        return found[:limit]
+
+    def _xreadgroup(self, count: int, block: int | None, *sources: str) -> tuple[Any, ...]:
+        waiting = () if block is None else ("BLOCK", block)
+        marks = [">"] * len(sources)
+
+        return ("XREADGROUP", "GROUP", self._request.group, self.consumer, "COUNT", count, *waiting, "STREAMS", *sources, *marks)
+
+    def _let_others_renew(self) -> None:
+        """The server was away or stood still, and every lease may have run out meanwhile: who is alive renews first, then we sweep."""
+        self._sweep_at = max(self._sweep_at, time.monotonic() + self._request.lease / 2)
+        self._beat.set()
 
     async def _read_own(self, limit: int) -> list[Delivery]:
         """What is pending for us and not in hand: after a failure, what was on its way to us when it happened."""
@@ -253,7 +281,7 @@ class RedisSubscription:
                     keys.delayed_entries,
                 )
 
-    def _deliveries(self, reply: Any, limit: int) -> list[Delivery]:
+    def _deliveries(self, reply: Any) -> list[Delivery]:
         found: list[Delivery] = []
         for source, entries in _streams(reply).items():
             for id, fields in entries:
@@ -294,8 +322,8 @@ class RedisSubscription:
             due = time.monotonic() + after
             if due < self._due_at[keys.stream]:
                 self._due_at[keys.stream] = due
-                if self._reading and self._reader_id is not None and after < BLOCK:
-                    await self._unblock(self._reader_id)
+                if after < BLOCK:
+                    self._unblock()
 
         return settled
 
@@ -361,8 +389,8 @@ class RedisSubscription:
         self._abandoned = True
         self._acks = {source: [] for source in self._sources}
         self._unsettled.clear()
-        if self._reader._connection is not None:
-            self._aborting = asyncio.ensure_future(self._reader.close())
+        if self._reader.connected:
+            self._aside(self._reader.close())
 
     async def _settle(self, delivery: Delivery, command: tuple[Any, ...]) -> bool:
         """Run an owner-checked settlement; what the server cannot take now is settled later, and stays ours until then."""
@@ -394,8 +422,10 @@ class RedisSubscription:
                 self._acking[source] = ids
                 self._acks[source] = []
                 state, counter = self._sources[source].state, self._counter(source)
-                for at in range(0, len(ids), PER_CALL):
-                    commands.append(ACK.call(source, state, args=(self._request.group, counter, *ids[at : at + PER_CALL])))
+                commands += [
+                    ACK.call(source, state, args=(self._request.group, counter, *ids[at : at + PER_CALL]))
+                    for at in range(0, len(ids), PER_CALL)
+                ]
         commands += [("HDEL", state, name) for state, name in self._forgotten]
         self._forgotten.clear()
 
@@ -431,9 +461,7 @@ class RedisSubscription:
                     self._acks_done(await self._control.call(*commands))
                 except (Unavailable, Full) as exc:
                     self._put_acks_back()
-                    if self._stopped.is_set() and self._gate.failures > 3:
-                        return
-                    await self._gate.wait(exc, self._stopped)
+                    await self._gate.wait(exc, asyncio.Event())
                 except BaseException:
                     self._put_acks_back()
                     raise
@@ -447,25 +475,32 @@ class RedisSubscription:
         beat = self._request.lease / 3
         next_beat = time.monotonic() + beat
         while True:
-            await asyncio.sleep(max(0.0, min(next_beat - time.monotonic(), 0.5 if self._unsettled else beat)))
+            await self._pause(min(next_beat - time.monotonic(), 0.5 if self._unsettled else beat))
             if self._abandoned:
                 return
+            now = time.monotonic()
+            if now - next_beat > self._request.lease:
+                logger.error(
+                    "%s: the event loop stood still for %.1f s, longer than the lease", self._gate.title, now - next_beat
+                )
             try:
                 if self._unsettled:
                     await self._settle_again()
-                if time.monotonic() >= next_beat:
-                    late = time.monotonic() - next_beat
-                    if late > self._request.lease:
-                        logger.error("%s: the event loop stood still for %.1f s, longer than the lease", self._gate.title, late)
+                if now >= next_beat or self._beat.is_set():
+                    self._beat.clear()
                     await self._renew()
                     next_beat = time.monotonic() + beat
-                if time.monotonic() >= self._reap_at:
+                if now >= self._reap_at:
                     await self._reap()
-            except Unavailable as exc:
+            except (Unavailable, Full) as exc:
                 if not group_is_gone(exc):
                     await self._gate.wait(exc, asyncio.Event())
-            except Full as exc:
-                await self._gate.wait(exc, asyncio.Event())
+                next_beat = time.monotonic() + beat / 2
+
+    async def _pause(self, seconds: float) -> None:
+        """So long, or until the leases are to be renewed at once."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._beat.wait(), max(0.0, seconds))
 
     async def _renew(self) -> None:
         by_source: dict[str, list[str]] = {}
@@ -528,22 +563,39 @@ class RedisSubscription:
                     self._gate.title, keys.stream, "its checkpoint" if made == b"checkpoint" else "the beginning",
                 )  # fmt: skip
 
+    async def _made_groups(self) -> bool:
+        """Whether the groups are there; False after a wait if the server is not."""
+        try:
+            await self._make_groups(healing=False)
+        except (Unavailable, Full) as exc:
+            await self._gate.wait(exc, self._stopped)
+            return False
+        self._gate.passed()
+
+        return True
+
     async def _heal(self, error: Exception) -> None:
+        """A group is gone: make it again. The gate is passed in any case, so that a server that loses it at once is not stormed."""
         try:
             await self._make_groups(healing=True)
-        except Unavailable as exc:
-            await self._gate.wait(exc, self._stopped)
-        except Full as exc:
-            await self._gate.wait(exc, self._stopped)
-        else:
-            await self._gate.wait(error, self._stopped)
+        except (Unavailable, Full) as exc:
+            error = exc
+        await self._gate.wait(error, self._stopped)
 
-    async def _unblock(self, reader_id: int) -> None:
-        """End a read that blocks, without losing what it may be about to bring. Without the right to do so it ends by itself, soon."""
-        try:
+    def _unblock(self) -> None:
+        """End a read that waits, without losing what it may be about to bring. Without the right to do so it ends by itself, soon."""
+        if self._reading and self._reader_id is not None:
+            self._aside(self._ask_to_unblock(self._reader_id))
+
+    async def _ask_to_unblock(self, reader_id: int) -> None:
+        with suppress(TransportError):
             await self._control.call(("CLIENT", "UNBLOCK", reader_id))
-        except TransportError:
-            pass
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something beside, soon."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._asides.add(task)
+        task.add_done_callback(self._asides.discard)
 
     async def _leave(self) -> None:
         """Settle, give back, and go."""
@@ -567,8 +619,9 @@ class RedisSubscription:
     async def _close(self) -> None:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
-        if self._flushing is not None:
-            self._flushing.cancel()
+        for task in (self._flushing, *self._asides):
+            if task is not None:
+                task.cancel()
         await self._reader.close()
         await self._control.close()
 
