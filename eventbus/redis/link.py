@@ -252,7 +252,9 @@ def translate(error: Exception, what: str) -> TransportError:
     """Ours for theirs: whether trying again can help, and what to do if not."""
     if isinstance(error, TransportError):
         return error
-    text = excerpt(hide_password(str(error)) or type(error).__name__, 300)
+    code = getattr(error, "status_code", None)  # redis-py takes the first word of what the server said off the text
+    said = f"{code} {error}" if isinstance(code, str) and not str(error).startswith(code) else str(error)
+    text = excerpt(hide_password(said) or type(error).__name__, 300)
     if _FULL.search(text):
         return Full(f"{what}: {text} (the server takes no more writes; free memory or disk, consumers go on and drain it)")
     if isinstance(error, redis.exceptions.AuthenticationError) or _REFUSED.search(text):

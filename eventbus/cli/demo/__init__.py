@@ -1,1 +1,1 @@
-"""`eventbus demo`: a small reading club (`club`), run in processes and shown step by step (`show`)."""
+"""`eventbus demo`: a small reading club (`club`) that runs in processes of its own (`workers`) and is shown and checked (`show`)."""

@@ -1,11 +1,13 @@
-"""The reading club of the demo: whoever registers a book tells the mailer and the catalog, each in a group of its own.
+"""The reading club: who registers a book tells the mailer and the catalog, each of which is a group of its own.
 
-Run by `eventbus run eventbus.cli.demo.club:mailer` in processes of its own; what happens is printed, one line a step.
+The worker processes of the demo run `eventbus run eventbus.cli.demo.club:mailer` (or `:catalog`). What they do is told in the log.
 """
 
 from __future__ import annotations
 
+import logging
 import os
+from uuid import UUID, uuid4
 
 import anyio
 
@@ -22,90 +24,119 @@ from eventbus import (
     UnitOfWork,
     exponential,
 )
+from eventbus.transport import Publisher
 
-STREAM = os.environ.get("EVENTBUS_DEMO_STREAM", "demo-reading-club")
-LEASE = 1.0
-"""Seconds: short, so that the work of a killed process is soon taken over."""
+logger = logging.getLogger("eventbus.demo")
 
-FAILS_ONCE = "The Trial"
-KILLS = "Frankenstein"
-TITLES = ["Dune", "Emma", FAILS_ONCE, "Ulysses", KILLS, "Middlemarch", "Candide", "Dracula"]
+STREAM = "EVENTBUS_DEMO_STREAM"
+"""The environment variable that names the stream."""
+
+HEAVY, BUSY, POISON = "Frankenstein", "The Trial", "Necronomicon"
+"""What goes wrong with these: its first process is killed, the mail server is busy once, no letter can be written."""
+TITLES = ("Emma", BUSY, "Dracula", HEAVY, "Ulysses", POISON, "Candide", "Persuasion")
 
 
 class RegisterBook(Command):
-    number: int
+    id: UUID
     title: str
 
 
 class BookRegistered(Event):
-    metadata = Metadata(name="book_registered", schema_version=1, published=True, stream=STREAM)
-    number: int
+    metadata = Metadata(name="book_registered", schema_version=1, published=True)
+    id: UUID
     title: str
 
 
 class Book(Model):
-    number: int
+    id: UUID
     title: str
 
 
 class Books(Repository[Book]):
+    """On no shelf at all: what matters here is what the books have to say."""
+
     async def add(self, book: Book) -> None:
         self.seen.append(book)
 
 
-class ClubUnitOfWork(UnitOfWork):
-    def __init__(self, **kwargs: object) -> None:
-        super().__init__(**kwargs)  # type: ignore[arg-type]
+class Club(UnitOfWork):
+    def __init__(self, transport: Publisher) -> None:
+        super().__init__(transport=transport)
         self.books = Books()
 
 
-club = MessageBus()
+desk, mail, shelf = MessageBus(), MessageBus(), MessageBus()
 
 
-@club.listen
-async def register_book(command: RegisterBook, uow: ClubUnitOfWork) -> Book:
-    book = Book(number=command.number, title=command.title)
-    book.messages.append(BookRegistered(number=book.number, title=book.title))
-    await uow.books.add(book)
+async def register(title: str, transport: Publisher) -> None:
+    """Register a book in a transaction of its own."""
+    async with Club(transport) as club:
+        await desk.handle(RegisterBook(id=uuid4(), title=title), club)
+        await club.commit()
+
+
+@desk.listen
+async def register_book(command: RegisterBook, club: Club) -> Book:
+    book = Book(id=command.id, title=command.title)
+    book.messages.append(BookRegistered(id=book.id, title=book.title))
+    await club.books.add(book)
 
     return book
 
 
-mail, shelf = MessageBus(), MessageBus()
-
-
 @mail.listen
-async def welcome(event: BookRegistered, delivery: Delivery) -> None:
-    if event.title == KILLS and not delivery.suspect and "EVENTBUS_DEMO_STREAM" in os.environ:
-        step("mailer", "holds", event)
-        await anyio.sleep_forever()  # until the process is killed
-    step("mailer", "handled", event)
+async def write_letter(event: BookRegistered, delivery: Delivery) -> None:
+    if event.title == HEAVY and not delivery.suspect:
+        _tell("holds", delivery, event, "has begun a long letter about")
+        await anyio.sleep_forever()  # until the demo kills this process
+    if event.title == BUSY and delivery.attempt == 1:
+        raise ConnectionError(f"the mail server is busy, no letter about {event.title!r}")
+    if event.title == POISON:
+        raise ValueError(f"nobody can write about the {event.title!r}")
+    _tell("handled", delivery, event, "sent a letter about")
 
 
 @shelf.listen
-async def put_in_catalog(event: BookRegistered, delivery: Delivery) -> None:
-    if event.title == FAILS_ONCE and delivery.attempt == 1:
-        step("catalog", "fails", event)
-        raise ConnectionError("the catalog's database does not answer")
-    step("catalog", "handled", event)
+async def put_on_the_shelf(event: BookRegistered, delivery: Delivery) -> None:
+    _tell("handled", delivery, event, "put on the shelf")
 
 
-def step(group: str, what: str, event: BookRegistered) -> None:
-    """Tell the demo; a line is a group, what happened, a number and a title."""
-    print(f"{group}\t{what}\t{event.number}\t{event.title}", flush=True)
+def mailer() -> Subscriber:
+    return _subscriber(mail, "mailer")
 
 
-def subscriber(bus: MessageBus, group: str) -> Subscriber:
+def catalog() -> Subscriber:
+    return _subscriber(shelf, "catalog")
+
+
+GROUPS = {"mailer": mailer, "catalog": catalog}
+
+
+def title_of(number: int) -> str:
+    """The titles in turn; only the first copy of a book makes trouble."""
+    copy, index = divmod(number, len(TITLES))
+
+    return TITLES[index] if copy == 0 else f"{TITLES[index]}, copy {copy + 1}"
+
+
+def _subscriber(bus: MessageBus, group: str) -> Subscriber:
+    """Delays and lease are short, so that nobody waits long. The transport is the one that `eventbus run --url` names."""
+    stream = os.environ.get(STREAM, "reading-club")
+
     return Subscriber(
         bus=bus,
-        transport=MemoryTransport(),  # the demo names the real one with --url
-        streams=[STREAM],
+        transport=MemoryTransport(stream),
+        streams=[stream],
         group=group,
         concurrency=2,
-        retry=exponential(attempts=3, base=0.3, maximum=1.0),
-        lease=LEASE,
+        retry=exponential(attempts=3, base=0.2, factor=2.0),
+        lease=1.0,
         grace=2.0,
     )
 
 
-mailer, catalog = subscriber(mail, "mailer"), subscriber(shelf, "catalog")
+def _tell(step: str, delivery: Delivery, event: BookRegistered, text: str) -> None:
+    what = {"step": step, "group": delivery.group, "id": delivery.envelope.id, "attempt": delivery.attempt}
+    logger.info("%s %r", text, event.title, extra=what)
+
+

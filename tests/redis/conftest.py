@@ -1,0 +1,53 @@
+"""What is Redis' own, against a real server. redis-py runs under asyncio, so these do."""
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from eventbus.redis.scripts import BY_SHA, Script
+from eventbus.testing.servers import LiveServer
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+class Server:
+    """A client of the server under test, which is emptied before and after."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+
+    def __call__(self, *command: object) -> object:
+        return self.client.execute_command(*command)
+
+    def run(self, script: Script, *keys: str, args: tuple[object, ...] = ()) -> object:
+        return self.client.execute_command(*script.call(*keys, args=args))
+
+    def fill(self) -> None:
+        """Leave no memory for another write."""
+        self.client.config_set("maxmemory", 1)
+
+    def idle(self, *ids: bytes) -> None:
+        """Make entries look as if their consumer had not shown itself for long."""
+        self.client.xclaim("club", "g", "me", 0, list(ids), idle=70_000, justid=True)
+
+    def owner(self, stream: str, group: str, id: object) -> object:
+        """Who holds an entry, and how often it was delivered."""
+        found = self.client.xpending_range(stream, group, id, id, 1)
+        return (found[0]["consumer"].decode(), found[0]["times_delivered"]) if found else None
+
+
+@pytest.fixture
+def server(redis_server: LiveServer) -> Iterator[Server]:
+    if not redis_server.ours:
+        pytest.skip("this test empties its server, and --eventbus-redis-url names somebody's own")
+    with redis.Redis.from_url(redis_server.url, decode_responses=False) as client:
+        client.flushall()
+        for script in BY_SHA.values():
+            client.script_load(script.text)
+        yield Server(client)
+        client.config_set("maxmemory", 0)
+        client.flushall()

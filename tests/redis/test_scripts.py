@@ -1,0 +1,414 @@
+"""Each script against a real server: what it promises, for the right owner and the wrong one, once and twice, and when memory is full."""
+
+from typing import Any
+
+import pytest
+import redis
+
+from eventbus.redis.keys import Keys
+from eventbus.redis.scripts import (
+    ACK,
+    BACKLOG,
+    BEGIN,
+    BURY,
+    DUE,
+    JOIN,
+    PUBLISH,
+    REAP,
+    RELEASE,
+    RENEW,
+    REQUEUE,
+    RETRY,
+    SWEEP,
+)
+
+S = "club"
+KEYS = Keys(S, "g")
+RAW = b"\x00\xff\r\n$3 {}"
+WORDS = ("id", "one", "payload", RAW)
+WINDOW = 600_000
+
+
+def published(server: Any, *ids: str) -> list[bytes]:
+    words: list[object] = [WINDOW]
+    for id in ids:
+        words += [id, 4, "id", id, "payload", RAW]
+    reply: list[bytes] = server.run(PUBLISH, S, *KEYS.published, args=tuple(words))
+    return reply
+
+
+def joined(server: Any, start: str = "0", healing: int = 0) -> bytes:
+    reply: bytes = server.run(JOIN, S, KEYS.retry, KEYS.state, args=("g", start, healing))
+    return reply
+
+
+def held(server: Any, *ids: str, consumer: str = "me") -> list[bytes]:
+    """Entries that were published and read by a consumer."""
+    entries = published(server, *ids)
+    joined(server)
+    server("XREADGROUP", "GROUP", "g", consumer, "COUNT", 100, "STREAMS", S, ">")
+    return entries
+
+
+def counted(server: Any, field: str) -> int:
+    return int(server.client.hget(KEYS.state, field) or 0)
+
+
+# -------------------------------------------------------------------------------------------------------------- publish
+
+
+def test_publish_appends_in_order_and_returns_the_entry_ids(server: Any) -> None:
+    """A batch lies in the stream in its order, byte for byte."""
+    ids = published(server, "a", "b", "c")
+
+    entries = server.client.xrange(S)
+    assert ids == [id for id, _ in entries]
+    assert [b"a", b"b", b"c"] == [fields[b"id"] for _, fields in entries]
+    assert [RAW] * 3 == [fields[b"payload"] for _, fields in entries]
+
+
+def test_publish_adds_an_envelope_id_once(server: Any) -> None:
+    """Asked again, wholly or in part or within one batch, it answers with the ids of the first time."""
+    [a, b] = published(server, "a", "b")
+
+    assert [a, b] == published(server, "a", "b")
+    c, again, first = published(server, "c", "c", "a")
+    assert (c, a) == (again, first)
+    assert 3 == server.client.xlen(S)
+
+
+def test_publish_remembers_over_the_change_of_a_window(server: Any) -> None:
+    """An id of the window before is still known; one of two windows ago is not, and is forgotten by expiry too."""
+    published(server, "a")
+    this = next(key for key in KEYS.published if server.client.exists(key))
+    other = next(key for key in KEYS.published if key != this)
+    number = int(server.client.hget(this, "window"))
+
+    server.client.hset(this, "window", number - 2)
+    published(server, "a")
+    assert 2 == server.client.xlen(S)
+
+    server.client.delete(*KEYS.published)
+    server.client.hset(other, mapping={"window": number - 1, "z": "5-0"})
+    assert [b"5-0"] == published(server, "z")
+    published(server, "y")
+    assert 0 < server.client.pttl(this) <= 2 * WINDOW
+
+
+def test_publish_of_a_large_batch_is_one_step(server: Any) -> None:
+    """A unit of work with thousands of events is still all or nothing."""
+    ids = published(server, *(str(n) for n in range(5000)))
+
+    assert 5000 == len(set(ids)) == server.client.xlen(S)
+
+
+def test_publish_changes_nothing_when_memory_is_full(server: Any) -> None:
+    """The first write is the one that a full server refuses."""
+    published(server, "a")
+    server.fill()
+
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        published(server, "b", "c")
+    server.client.config_set("maxmemory", 0)
+    assert 1 == server.client.xlen(S)
+    assert 2 == len(published(server, "b", "c"))
+    assert 3 == server.client.xlen(S)
+
+
+# ----------------------------------------------------------------------------------------------------------------- join
+
+
+def test_join_makes_the_group_where_it_is_to_begin(server: Any) -> None:
+    """On the stream at the start that was asked for, on the retry stream at the beginning; a second time it does nothing."""
+    [_, second, _] = published(server, "a", "b", "c")
+
+    assert b"start" == joined(server, second.decode())
+    assert b"" == joined(server, "0")
+    [group] = server.client.xinfo_groups(S)
+    assert second == group["last-delivered-id"]
+    assert [b"0-0"] == [group["last-delivered-id"] for group in server.client.xinfo_groups(KEYS.retry)]
+    assert (2, second) == (counted(server, "base"), server.client.hget(KEYS.state, "checkpoint"))
+
+
+def test_join_at_the_end_sees_only_what_comes(server: Any) -> None:
+    """`$` is resolved on the server, at that moment."""
+    published(server, "a", "b")
+    joined(server, "$")
+    [c] = published(server, "c")
+
+    [[_, entries]] = server("XREADGROUP", "GROUP", "g", "me", "STREAMS", S, ">")
+    assert [c] == [id for id, _ in entries]
+    assert 2 == counted(server, "base")
+
+
+def test_join_heals_a_destroyed_group_at_its_checkpoint(server: Any) -> None:
+    """No gap: what was not settled is delivered again."""
+    [a, _, _] = held(server, "a", "b", "c")
+    server.run(ACK, S, KEYS.state, args=("g", "settled", a))
+    server.run(SWEEP, S, KEYS.state, args=("g", "me", 60_000, "0-0", 10, 1))
+    server.client.xgroup_destroy(S, "g")
+
+    assert b"checkpoint" == joined(server, "$", healing=1)
+    [[_, entries]] = server("XREADGROUP", "GROUP", "g", "me", "STREAMS", S, ">")
+    assert [b"b", b"c"] == [fields[1] if isinstance(fields, list) else fields[b"id"] for _, fields in entries]
+
+
+def test_join_heals_a_lost_stream_at_the_beginning(server: Any) -> None:
+    """After FLUSHALL nothing that comes is missed, wherever the group once began."""
+    joined(server, "$")
+    server.client.flushall()
+
+    assert b"beginning" == joined(server, "$", healing=1)
+    published(server, "a")
+    assert 1 == len(server("XREADGROUP", "GROUP", "g", "me", "STREAMS", S, ">"))
+
+
+# ------------------------------------------------------------------------------------------------------ ack, retry, bury
+
+
+def test_ack_settles_and_counts_once(server: Any) -> None:
+    """A second run settles and counts nothing, and a full server does not stop it."""
+    ids = held(server, "a", "b")
+    server.fill()
+
+    assert 2 == server.run(ACK, S, KEYS.state, args=("g", "settled", *ids))
+    assert 0 == server.run(ACK, S, KEYS.state, args=("g", "settled", *ids))
+    assert (0, 2) == (server.client.xpending(S, "g")["pending"], counted(server, "settled"))
+
+
+def retried(server: Any, id: bytes, delay: int = 0, consumer: str = "me") -> object:
+    entry = b"".join(b"%d:%b" % (len(word), word) for word in (b"id", b"one", b"payload", RAW, b"retry-attempt", b"2"))
+    return server.run(
+        RETRY, S, KEYS.delayed, KEYS.delayed_entries, KEYS.state, args=("g", consumer, id, "settled", delay, entry)
+    )
+
+
+def test_retry_and_due_bring_the_entry_back_byte_for_byte(server: Any) -> None:
+    """Through the delayed set to the retry stream of the group; the shared stream is not touched."""
+    [a] = held(server, "a")
+
+    assert 1 == retried(server, a)
+    assert 0 == retried(server, a)
+    assert [1, -1, []] == server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, args=(100,))
+    assert [0, -1, []] == server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, args=(100,))
+    [(_, fields)] = server.client.xrange(KEYS.retry)
+    assert {b"id": b"one", b"payload": RAW, b"retry-attempt": b"2"} == fields
+    assert (1, 0, 1) == (server.client.xlen(S), server.client.xpending(S, "g")["pending"], counted(server, "settled"))
+    assert 0 == server.client.exists(KEYS.delayed, KEYS.delayed_entries)
+
+
+def test_what_is_not_due_waits(server: Any) -> None:
+    """The mover is told how long."""
+    [a] = held(server, "a")
+    retried(server, a, delay=60_000)
+
+    moved, wait, _ = server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, args=(100,))
+    assert 0 == moved
+    assert 50_000 < wait <= 60_000
+
+
+def test_a_stranger_cannot_retry(server: Any) -> None:
+    """Nor can one who lost the lease."""
+    [a] = held(server, "a")
+
+    assert 0 == retried(server, a, consumer="stranger")
+    assert ("me", 1) == server.owner(S, "g", a)
+    assert 0 == server.client.exists(KEYS.delayed, KEYS.delayed_entries)
+
+
+def test_retry_changes_nothing_when_memory_is_full(server: Any) -> None:
+    """The delivery stays pending with its owner."""
+    [a] = held(server, "a")
+    server.fill()
+
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        retried(server, a)
+    assert ("me", 1) == server.owner(S, "g", a)
+
+
+def test_a_delayed_entry_that_cannot_be_read_is_set_aside(server: Any) -> None:
+    """The others flow, and it can be found."""
+    [a] = held(server, "a")
+    retried(server, a)
+    server.client.zadd(KEYS.delayed, {"broken": 0, "missing": 0})
+    server.client.hset(KEYS.delayed_entries, "broken", "3:ab")
+
+    moved, _, unreadable = server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, args=(100,))
+    assert (1, [b"broken", b"missing"]) == (moved, sorted(unreadable))
+    assert {b"unreadable broken": b"3:ab"} == server.client.hgetall(KEYS.delayed_entries)
+
+
+def buried(server: Any, id: bytes, consumer: str = "me") -> object:
+    return server.run(BURY, S, KEYS.dead, KEYS.state, args=("g", consumer, id, "settled", *WORDS, "dead-reason", "never"))
+
+
+def test_bury_moves_to_the_dead_letters_in_one_step(server: Any) -> None:
+    """With the original bytes and the story; a second run does nothing, and a stranger's neither."""
+    [a] = held(server, "a")
+
+    assert b"" == buried(server, a, consumer="stranger")
+    id = buried(server, a)
+    assert b"" == buried(server, a)
+    assert [(id, {b"id": b"one", b"payload": RAW, b"dead-reason": b"never"})] == server.client.xrange(KEYS.dead)
+    assert (0, 1) == (server.client.xpending(S, "g")["pending"], counted(server, "settled"))
+
+
+def test_bury_leaves_the_delivery_pending_when_memory_is_full(server: Any) -> None:
+    """A dead letter that cannot be written is not lost."""
+    [a] = held(server, "a")
+    server.fill()
+
+    with pytest.raises(redis.exceptions.OutOfMemoryError):
+        buried(server, a)
+    assert ("me", 1) == server.owner(S, "g", a)
+
+
+def test_requeue_goes_to_the_retry_stream_once(server: Any) -> None:
+    """Also when the original entry is gone."""
+    [a] = held(server, "a")
+    id = buried(server, a)
+    server.client.xtrim(S, maxlen=0)
+
+    assert b"" != server.run(REQUEUE, KEYS.dead, KEYS.retry, args=(id, *WORDS))
+    assert b"" == server.run(REQUEUE, KEYS.dead, KEYS.retry, args=(id, *WORDS))
+    assert [{b"id": b"one", b"payload": RAW}] == [fields for _, fields in server.client.xrange(KEYS.retry)]
+    assert 0 == server.client.xlen(KEYS.dead)
+
+
+# ------------------------------------------------------------------------------------------------------- begin and leases
+
+
+def test_begin_counts_the_starts_of_an_owner(server: Any) -> None:
+    """The count outlives the process, and is forgotten with the delivery."""
+    [a] = held(server, "a")
+
+    assert [1, 2] == [server.run(BEGIN, S, KEYS.state, args=("g", "me", a)) for _ in range(2)]
+    assert 0 == server.run(BEGIN, S, KEYS.state, args=("g", "stranger", a))
+    buried(server, a)
+    assert 0 == counted(server, f"crash {S} {a.decode()}")
+
+
+def test_renew_tells_what_is_lost_from_what_is_gone(server: Any) -> None:
+    """It takes nothing back, and counts no delivery."""
+    mine, taken, settled, trimmed = held(server, "a", "b", "c", "d")
+    server.client.xclaim(S, "g", "other", 0, [taken])
+    server.client.xack(S, "g", settled)
+    server.client.xdel(S, trimmed)
+
+    lost, gone = server.run(RENEW, S, args=("g", "me", mine, taken, settled, trimmed))
+    assert ([taken], settled in gone) == (lost, True)
+    assert ("me", 1) == server.owner(S, "g", mine)
+    assert "other" == server.owner(S, "g", taken)[0]
+
+
+def sweep(server: Any, lease: int, cursor: object = "0-0", count: int = 100, consumer: str = "other") -> Any:
+    return server.run(SWEEP, S, KEYS.state, args=("g", consumer, lease, cursor, count, 1))
+
+
+def test_sweep_claims_what_is_stale_and_counts_no_delivery(server: Any) -> None:
+    """With the fields, so that no second round trip is needed; and nothing that is fresh."""
+    [a] = held(server, "a")
+
+    assert [b"0-0", [], [], 0] == sweep(server, 60_000)
+    server.idle(a)
+    cursor, found, vanished, _ = sweep(server, 60_000)
+    assert (b"0-0", [[a, 1, [b"id", b"a", b"payload", RAW]]], []) == (cursor, found, vanished)
+    assert ("other", 1) == server.owner(S, "g", a)
+
+
+def test_sweep_finds_one_stale_entry_behind_a_thousand_fresh_ones(server: Any) -> None:
+    """By going on from the cursor, over empty pages."""
+    ids = held(server, *(str(n) for n in range(1001)))
+    server.idle(ids[-1])
+
+    cursor: object = "0-0"
+    found: list[Any] = []
+    for _ in range(102):
+        cursor, page, _, _ = sweep(server, 60_000, cursor, count=10)
+        found += page
+        if cursor == b"0-0":
+            break
+    assert [ids[-1]] == [id for id, _, _ in found]
+
+
+def test_released_entries_are_claimed_at_once_and_are_no_suspects(server: Any) -> None:
+    """A delivery count of 0 says that no handler had started; it is 1 again after the claim."""
+    a, b = held(server, "a", "b")
+
+    assert 1 == server.run(RELEASE, S, args=("g", "me", a))
+    assert 0 == server.run(RELEASE, S, args=("g", "stranger", b))
+    _, found, _, _ = sweep(server, 60_000)
+    assert [(a, 0)] == [(id, count) for id, count, _ in found]
+    assert [("other", 1), ("me", 1)] == [server.owner(S, "g", id) for id in (a, b)]
+
+
+def test_sweep_counts_what_vanished_unsettled(server: Any) -> None:
+    """An entry that was deleted while it was pending does not stay in the pending list for ever."""
+    [a, b] = held(server, "a", "b")
+    server.idle(a, b)
+    server.client.xdel(S, a)
+
+    _, found, vanished, _ = sweep(server, 60_000)
+    assert ([b], [a], 1) == ([id for id, _, _ in found], vanished, counted(server, "vanished"))
+    assert 1 == server.client.xpending(S, "g")["pending"]
+
+
+def test_sweep_works_when_memory_is_full(server: Any) -> None:
+    """Or nobody could drain a full server."""
+    [a] = held(server, "a")
+    server.idle(a)
+    server.fill()
+
+    _, found, _, _ = sweep(server, 60_000)
+    assert [a] == [id for id, _, _ in found]
+
+
+def test_sweep_notes_the_checkpoint(server: Any) -> None:
+    """The id at and below which everything is settled."""
+    a, b, c = held(server, "a", "b", "c")
+    server.client.xack(S, "g", a, c)
+    sweep(server, 60_000)
+    checkpoint = server.client.hget(KEYS.state, "checkpoint")
+
+    assert [b, c] == [id for id, _ in server.client.xrange(S, min=b"(" + checkpoint)]
+    server.client.xack(S, "g", b)
+    sweep(server, 60_000)
+    assert c == server.client.hget(KEYS.state, "checkpoint")
+
+
+def test_sweep_notices_a_clock_that_was_set_back(server: Any) -> None:
+    """Then the leases begin anew, each for its owner, so that a dead consumer's still run out."""
+    [a] = held(server, "a")
+    server.client.hset(KEYS.state, f"clock {S}", 10**14)
+
+    assert [b"0-0", [], [], 1] == sweep(server, 60_000)
+    assert ("me", 1) == server.owner(S, "g", a)
+    assert [b"0-0", [], [], 0] == sweep(server, 60_000)
+
+
+def test_reap_removes_the_idle_and_nobody_who_holds_anything(server: Any) -> None:
+    """Looking and removing are one step: what a removed consumer holds would be dropped."""
+    held(server, "a")
+    for name in ("idle", "own"):
+        server.client.xgroup_createconsumer(S, "g", name)
+
+    assert [b"idle"] == server.run(REAP, S, args=("g", 0, "own"))
+    assert [] == server.run(REAP, S, args=("g", 60_000, ""))
+    assert [b"own"] == server.run(REAP, S, args=("g", 0, "", "own"))
+    assert [b"me"] == [consumer["name"] for consumer in server.client.xinfo_consumers(S, "g")]
+
+
+def test_backlog_counts_from_the_entries(server: Any) -> None:
+    """Unread, pending and delayed, over the stream and the retry stream; without a group everything is unread."""
+    call = (BACKLOG, S, KEYS.retry, KEYS.delayed)
+    assert [0, 0, 0, -1] == server.run(*call, args=("g", 1000))
+    published(server, "a", "b")
+    assert [2, 0, 0, -1] == server.run(*call, args=("g", 1000))
+    joined(server)
+    [[_, [[a, _], _]]] = server("XREADGROUP", "GROUP", "g", "me", "COUNT", 2, "STREAMS", S, ">")
+    published(server, "c")
+    retried(server, a, delay=60_000)
+
+    unread, pending, delayed, due = server.run(*call, args=("g", 1000))
+    assert (1, 1, 1) == (unread, pending, delayed)
+    assert 50_000 < due <= 60_000
