@@ -12,7 +12,7 @@ from importlib.util import find_spec
 
 def main() -> int:
     """Do what the command line of this process says; the exit code, as `eventbus.cli.endings.Code` lists them."""
-    if find_spec("click") is None:
+    if find_spec("click") is None or find_spec("rich") is None:
         sys.stderr.write("the eventbus command needs the \"cli\" extra: pip install 'eventbus[cli]'\n")
         return 2
 

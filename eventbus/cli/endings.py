@@ -39,7 +39,7 @@ class Failure(click.ClickException):
 
     def __init__(self, text: str, code: Code = Code.FAILED) -> None:
         super().__init__(text)
-        self.exit_code = code
+        self.code = code
 
     def show(self, file: IO[Any] | None = None) -> None:
         if self.__cause__ is not None and debugging():
@@ -49,8 +49,7 @@ class Failure(click.ClickException):
 
 def failure(error: BaseException, what: str = "") -> Failure:
     """The end that an exception means: what was being done, its type, text and place in the user's program."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = _first(error)
     if isinstance(error, Failure):
         return error
     if isinstance(error, ConfigurationError):
@@ -66,8 +65,7 @@ def failure(error: BaseException, what: str = "") -> Failure:
 
 def described(error: BaseException) -> str:
     """An exception in one line: ``KeyError: 'isbn' (shop/handlers.py:12, in welcome)``; of a group, the first."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
+    error = _first(error)
     text = error.msg if isinstance(error, SyntaxError) else str(error)
     text, place = excerpt(text.strip(), 500), place_of(error)
 
@@ -112,6 +110,15 @@ _LIBRARIES = tuple(
 )
 
 
+def _first(error: BaseException) -> BaseException:
+    """The first error in a group, however deep."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    group: BaseExceptionGroup[BaseException] = error
+
+    return _first(group.exceptions[0])
+
+
 def _of_a_library(filename: str) -> bool:
     return filename.startswith("<") or str(Path(filename).resolve()).startswith(_LIBRARIES)
 
@@ -124,4 +131,3 @@ def _short(filename: str) -> str:
         return filename
 
     return relative if not relative.startswith("..") else filename
-

@@ -48,19 +48,24 @@ class Json(logging.Formatter):
     """One object per line: ``time``, ``level``, ``logger``, ``message``, what was given as ``extra``, and ``error`` if there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line: dict[str, Any] = {
-            "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        line |= {name: value for name, value in vars(record).items() if name not in _KNOWN}
-        if (error := _error_of(record)) is not None:
-            line["error"] = described(error)
-            if debugging():
-                line["traceback"] = "".join(traceback.format_exception(error))
+        return msgspec.json.encode(fields_of(record), enc_hook=str).decode()
 
-        return msgspec.json.encode(line, enc_hook=str).decode()
+
+def fields_of(record: logging.LogRecord) -> dict[str, Any]:
+    """What a record says, as `Json` writes it."""
+    fields: dict[str, Any] = {
+        "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
+        "level": record.levelname.lower(),
+        "logger": record.name,
+        "message": record.getMessage(),
+    }
+    fields |= {name: value for name, value in vars(record).items() if name not in _KNOWN}
+    if (error := _error_of(record)) is not None:
+        fields["error"] = described(error)
+        if debugging():
+            fields["traceback"] = "".join(traceback.format_exception(error))
+
+    return fields
 
 
 def _error_of(record: logging.LogRecord) -> BaseException | None:

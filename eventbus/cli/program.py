@@ -11,7 +11,7 @@ import click
 
 import eventbus
 from eventbus.cli import commands
-from eventbus.cli.endings import Code, did_you_mean, failure
+from eventbus.cli.endings import Code, Failure, did_you_mean, failure
 
 
 class Commands(click.Group):
@@ -52,14 +52,17 @@ def execute(arguments: list[str] | None = None) -> int:
     """Do what the arguments (those of this process, by default) say; the exit code. Errors are told on stderr."""
     try:
         code: Any = program.main(arguments, prog_name="eventbus", standalone_mode=False)
+    except Failure as exc:
+        exc.show()
+        return exc.code
     except click.ClickException as exc:
         exc.show()
-        return exc.exit_code
+        return Code.USAGE
     except (click.Abort, KeyboardInterrupt):
         return Code.FORCED
     except Exception as exc:
         ending = failure(exc)
         ending.show()
-        return ending.exit_code
+        return ending.code
 
     return code if isinstance(code, int) else Code.OK

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
@@ -26,9 +25,7 @@ from eventbus.transport import Transport
 logger = logging.getLogger("eventbus.cli")
 
 
-def run(
-    targets: Sequence[str], *, url: str | None, concurrency: int | None, wait: float, log_level: str, log_format: str
-) -> int:
+def run(targets: Sequence[str], *, url: str | None, concurrency: int | None, wait: float, log_level: str, log_format: str) -> int:
     """Run the subscribers that the targets name until a signal stops them. `Failure` if they do not start, or one of them fails."""
     formatter = logs.configure(log_level, log_format)
     look_here()
@@ -54,9 +51,9 @@ def moved(subscribers: Sequence[Subscriber], url: str) -> list[Subscriber]:
     made: dict[tuple[str, ...], Transport] = {}
 
     def on_url(old: Transport) -> Transport:
-        options = {"stream": old.stream, "codec": old.codec}
-        if hasattr(old, "retention") and not url.startswith("memory:"):
-            options["retention"] = old.retention
+        options: dict[str, Any] = {"stream": old.stream, "codec": old.codec}
+        if (retention := getattr(old, "retention", None)) is not None and urlsplit(url).scheme != "memory":
+            options["retention"] = retention
         key = tuple(map(repr, options.values()))
         if key not in made:
             if made and in_process:
@@ -77,12 +74,13 @@ def moved(subscribers: Sequence[Subscriber], url: str) -> list[Subscriber]:
 
 async def serve(subscribers: Sequence[Subscriber], wait: float, last_words: Callable[[str], str]) -> None:
     """Run until the first signal, then drain. `Failure` if a server does not answer, or a subscriber's `run()` fails."""
-    services = [_Service(subscriber) for subscriber in subscribers]
     work = anyio.CancelScope()
 
     def stop(signal: str) -> None:
         running = sum(subscriber.statistics().running for subscriber in subscribers)
-        patience = f"{running} running, up to {max(one.grace for one in subscribers):g} s for them" if running else "none is running"
+        patience = (
+            f"{running} running, up to {max(one.grace for one in subscribers):g} s for them" if running else "none is running"
+        )
         text = "stopping on %s, %s; a second signal ends at once"
         logger.info(text, signal, patience, extra={"event": "stopping", "running": running})
         work.cancel()
@@ -96,22 +94,17 @@ async def serve(subscribers: Sequence[Subscriber], wait: float, last_words: Call
                     for one in subscribers:
                         asking.start_soon(partial(reach, one.transport, one.streams[0], one.group, wait=wait))
                 async with anyio.create_task_group() as running:
-                    for service in services:
-                        await running.start(service.run)
+                    for one in subscribers:
+                        await running.start(_Service(one).run)
     except Exception as exc:
         raise failure(exc) from exc
-    finally:
-        for service in services:
-            service.say_the_end()
 
 
 class _Service:
-    """One subscriber at work, and its first and last words."""
+    """One subscriber at work: it says when it begins to read, and which one it was that failed."""
 
     def __init__(self, subscriber: Subscriber) -> None:
         self._subscriber = subscriber
-        self._runs: tuple[Any, ...] = ()
-        self._since = 0.0
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         self._task_status = task_status
@@ -121,10 +114,8 @@ class _Service:
             raise failure(exc, f"{self._subscriber.group}: ") from exc
 
     def started(self, value: None = None) -> None:
-        """The groups exist, and it is about to read. Its counts are kept at hand: `statistics()` forgets a run when it ends."""
+        """The groups exist, and it is about to read."""
         subscriber = self._subscriber
-        self._runs = tuple(subscriber._runs)  # pyright: ignore[reportPrivateUsage]
-        self._since = time.monotonic()
         streams = list(subscriber.streams)
         logger.info(
             "%s reads %s at %s, up to %d at once",
@@ -132,14 +123,3 @@ class _Service:
             extra={"event": "ready", "group": subscriber.group, "streams": streams},
         )  # fmt: skip
         self._task_status.started()
-
-    def say_the_end(self) -> None:
-        if not self._runs:
-            return
-        counts = {name: sum(getattr(run, name) for run in self._runs) for name in ("handled", "retried", "buried", "ignored", "lost_leases")}
-        told = ", ".join(
-            f"{count} {name.replace('_', ' ')}" for name, count in counts.items() if count or name in ("handled", "retried", "buried")
-        )
-        seconds = time.monotonic() - self._since
-        group = self._subscriber.group
-        logger.info("%s stopped after %.1f s: %s", group, seconds, told, extra={"event": "stopped", "group": group, **counts})

@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
@@ -14,7 +14,7 @@ from eventbus.cli.endings import Code
 
 
 @contextmanager
-def two_signals(first: Callable[[str], None], last_words: Callable[[str], str]) -> Iterator[None]:
+def two_signals(first: Callable[[str], None], last_words: Callable[[str], str]) -> Generator[None]:
     """In this block the first signal calls `first` with its name, in the event loop; a second one ends the process, exit code 130.
 
     The handlers are those of the operating system and not the event loop's: a handler of the user that blocks the loop, which is

@@ -46,7 +46,7 @@ def held(server: Any, *ids: str, consumer: str = "me") -> list[bytes]:
     """Entries that were published and read by a consumer."""
     entries = published(server, *ids)
     joined(server)
-    server("XREADGROUP", "GROUP", "g", consumer, "COUNT", 100, "STREAMS", S, ">")
+    server("XREADGROUP", "GROUP", "g", consumer, "COUNT", 5000, "STREAMS", S, ">")
     return entries
 
 

@@ -15,16 +15,26 @@ if TYPE_CHECKING:
 
 @click.command(context_settings={"show_default": True})
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
-@click.option("--url", envvar="EVENTBUS_URL", show_envvar=True, help="The server to use instead of the one that the subscribers name.")
+@click.option(
+    "--url", envvar="EVENTBUS_URL", show_envvar=True, help="The server to use instead of the one that the subscribers name."
+)
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", envvar="EVENTBUS_CONCURRENCY", show_envvar=True,
               help="Handlers at once, instead of what the subscribers say.")  # fmt: skip
 @click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", envvar="EVENTBUS_WAIT", show_envvar=True,
               help="How long to wait for a server that does not answer yet.")  # fmt: skip
-@click.option("--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", envvar="EVENTBUS_LOG_LEVEL", show_envvar=True)
+@click.option(
+    "--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", envvar="EVENTBUS_LOG_LEVEL", show_envvar=True
+)
 @click.option("--log-format", type=click.Choice(FORMATS), default="text", envvar="EVENTBUS_LOG_FORMAT", show_envvar=True)
 @click.option("--traceback", is_flag=True, help=f"Show whole tracebacks, as {DEBUG}=1 does.")
 def command(
-    targets: Sequence[str], url: str | None, concurrency: int | None, wait: float, log_level: str, log_format: str, traceback: bool
+    targets: Sequence[str],
+    url: str | None,
+    concurrency: int | None,
+    wait: float,
+    log_level: str,
+    log_format: str,
+    traceback: bool,
 ) -> int:
     """Run subscribers until SIGINT or SIGTERM.
 

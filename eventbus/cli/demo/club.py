@@ -138,5 +138,3 @@ def _subscriber(bus: MessageBus, group: str) -> Subscriber:
 def _tell(step: str, delivery: Delivery, event: BookRegistered, text: str) -> None:
     what = {"step": step, "group": delivery.group, "id": delivery.envelope.id, "attempt": delivery.attempt}
     logger.info("%s %r", text, event.title, extra=what)
-
-

@@ -6,6 +6,7 @@ import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
@@ -51,7 +52,7 @@ class Screen:
                 self._progress.update(self._bars[group], completed=fate.settled)
 
     def table(self, ledger: Ledger) -> None:
-        table = Table("group")
+        table = Table("group", box=SIMPLE)
         for name in ("published", "acked", "buried", "retried", "taken over"):
             table.add_column(name, justify="right")
         for group, fate in ledger.groups.items():

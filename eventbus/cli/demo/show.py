@@ -4,37 +4,35 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 from urllib.parse import urlsplit
 
 import anyio
-import anyio.abc
 
 from eventbus.cli.demo import club
 from eventbus.cli.demo.ledger import Ledger
 from eventbus.cli.demo.screen import Screen
 from eventbus.cli.demo.workers import Worker, workers
 from eventbus.cli.endings import Code, Failure
-from eventbus.cli.logs import Json
+from eventbus.cli.logs import fields_of
 from eventbus.cli.servers import reach
 from eventbus.cli.signals import two_signals
 from eventbus.connect import connect, hide_password
 from eventbus.embedded import EmbeddedServer
 from eventbus.envelope import Envelope, new_id
 from eventbus.errors import ConfigurationError, TransportError
-from eventbus.memory import Clock, MemoryTransport
-from eventbus.transport import Subscribe, Transport
+from eventbus.memory import MemoryTransport
+from eventbus.transport import Subscribe
 
 GIVES_UP_AFTER = 60.0
 """Seconds; it takes about three."""
 LOOK_AGAIN = 0.1
 """Seconds between two looks at what is left."""
-"""What a message looks like that no consumer can read."""
 
 
 def show(url: str | None, books: int) -> int:
@@ -42,11 +40,11 @@ def show(url: str | None, books: int) -> int:
     screen = Screen()
     scheme = "embedded" if url is None else urlsplit(url).scheme
     if scheme == "memory":
-        return anyio.run(_until_signal, screen, _Demo(screen, books).in_memory)
+        return anyio.run(_until_signal, screen, _Demo(screen, books, "memory://").in_memory)
     if scheme != "embedded":
         assert url is not None
         screen.say("server", f"{hide_password(url)}, under a stream name of our own")
-        return anyio.run(_until_signal, screen, _Demo(screen, books, f"demo-{secrets.token_hex(4)}", url).in_processes)
+        return anyio.run(_until_signal, screen, _Demo(screen, books, url, f"demo-{secrets.token_hex(4)}").in_processes)
     try:
         server = EmbeddedServer(_path(url)).start()
     except ConfigurationError as exc:
@@ -54,13 +52,20 @@ def show(url: str | None, books: int) -> int:
             raise
         screen.say("server", f"none: {exc}")
         screen.say("server", "so this runs on memory://, in one process")
-        return anyio.run(_until_signal, screen, _Demo(screen, books).in_memory)
+        return anyio.run(_until_signal, screen, _Demo(screen, books, "memory://").in_memory)
     with server:
         screen.say("server", f"{server.version_text}, our own, on a unix socket")
-        return anyio.run(_until_signal, screen, _Demo(screen, books, "reading-club", server.url).in_processes)
+        return anyio.run(_until_signal, screen, _Demo(screen, books, server.url).in_processes)
 
 
-async def _until_signal(screen: Screen, run: Any) -> int:
+def _path(url: str | None) -> Path | None:
+    parts = urlsplit(url or "")
+    path = parts.netloc + parts.path
+
+    return Path(path) if path.strip("/") else None
+
+
+async def _until_signal(screen: Screen, run: Callable[[], Awaitable[int]]) -> int:
     """Run it; the first SIGINT or SIGTERM ends it with everything cleaned up, a second one at once."""
     interrupted = ""
 
@@ -70,8 +75,176 @@ async def _until_signal(screen: Screen, run: Any) -> int:
         scope.cancel()
 
     with anyio.CancelScope() as scope, two_signals(stop, lambda signal: f"{signal}: ended at once"):
-        code: int = await run()
-        return code
+        return await run()
     screen.say("demo", f"{interrupted}: ended, and everything was cleaned up")
 
     return Code.FORCED
+
+
+class _Demo:
+    """One run: the books, where they go, and what has become of them."""
+
+    def __init__(self, screen: Screen, books: int, url: str, stream: str = "reading-club") -> None:
+        self.screen = screen
+        self.books = books
+        self.stream = stream
+        self.url = url
+        self.transport = connect(url, stream=stream)
+        self.ledger = Ledger(self.transport, list(club.GROUPS))
+        self.held: dict[tuple[str, str], str] = {}
+        """Who held what when it was killed, by group and envelope id."""
+        self.changed = anyio.Event()
+
+    async def in_processes(self) -> int:
+        """Two mailers and a catalog, each in a process of its own."""
+        async with AsyncExitStack() as cleaning:
+            await reach(self.transport, self.stream, "mailer")
+            await cleaning.enter_async_context(self.transport)
+            cleaning.push_async_callback(self._delete)
+            started = await cleaning.enter_async_context(
+                workers(["mailer", "mailer", "catalog"], self.url, {club.STREAM: self.stream})
+            )
+            cleaning.enter_context(self.screen.progress(list(club.GROUPS), self.books + 1))
+            for worker in started:
+                self.screen.say(worker.name, "started, a process of its own")
+            async with anyio.create_task_group() as following:
+                for worker in started:
+                    following.start_soon(self._follow, worker)
+                await self._publish()
+                await self._wait_until_settled()
+                following.cancel_scope.cancel()
+        unclean = [worker for worker in started if not worker.killed and worker.exit_code != Code.OK]
+
+        return self._sum([f"{worker.name} did not end well: exit code {worker.exit_code}" for worker in unclean])
+
+    async def in_memory(self) -> int:
+        """The same in one process. There is nothing to kill: a consumer vanishes instead, and its lease runs out."""
+        transport = self.transport
+        assert isinstance(transport, MemoryTransport)
+        async with transport:
+            await self._publish()
+            async with transport.subscribe(Subscribe(streams=[self.stream], group="mailer", lease=1.0)) as doomed:
+                deliveries = await doomed.receive(1 + club.TITLES.index(club.HEAVY))
+                await doomed.release(deliveries[:-1])
+                doomed.abandon()
+            self.held["mailer", deliveries[-1].envelope.id] = "a consumer"
+            self.screen.say("mailer", f"a consumer vanished with {club.HEAVY!r} in hand")
+            with self.screen.progress(list(club.GROUPS), self.books + 1), _Records(self._record, self.stream):
+                async with anyio.create_task_group() as running:
+                    for group in club.GROUPS.values():
+                        await running.start(replace(group(), transport=transport).run)
+                    await self._wait_until_settled()
+                    running.cancel_scope.cancel()
+
+        return self._sum()
+
+    async def _publish(self) -> None:
+        """Register the books, each in a transaction of its own; and put one entry into the stream that nobody can read."""
+        for number in range(self.books):
+            title = club.title_of(number)
+            await club.register(title, self.ledger)
+            self.screen.say("desk", f"registered {title!r}")
+        await self.ledger.publish([Envelope(new_id(), datetime.now(UTC), "book_registered_v1", b'{"title": 1984}')])
+        self.screen.say("desk", "published something that is no BookRegistered")
+
+    async def _follow(self, worker: Worker) -> None:
+        """Show what a worker says, and kill it when it holds the book that takes so long."""
+        async for record in worker.log():
+            self._record(worker.name, record)
+            if record.get("step") == "holds":
+                worker.kill()
+                self.held[record["group"], record["id"]] = worker.name
+                self.screen.say(worker.name, "killed, with that in hand (SIGKILL)", "red")
+        if not worker.killed:
+            raise Failure(
+                f"{worker.name} ended by itself, exit code {worker.exit_code}: {worker.last_words or 'it said nothing'}"
+            )
+
+    def _record(self, who: str, record: Mapping[str, Any]) -> None:
+        """Show a log record, and note what it says."""
+        text: str = record["message"]
+        if "step" in record:
+            group, id, attempt = record["group"], record["id"], record["attempt"]
+            fate = self.ledger.groups[group]
+            if record["step"] == "handled":
+                if (former := self.held.pop((group, id), None)) is not None:
+                    fate.taken_over += 1
+                    text += f", which {former} had in hand"
+                elif id in fate.acked:
+                    text += " again: its ack died with the process (at least once)"
+                elif attempt > 1:
+                    text += f", at attempt {attempt}"
+                fate.acked[id] = max(attempt, fate.acked.get(id, 0))
+                self.changed.set()
+            self.screen.say(who, text)
+            self.screen.advance(self.ledger)
+        elif record.get("event") == "ready":
+            self.screen.say(who, f"reads {self.stream}")
+        elif record["level"] in ("warning", "error"):
+            self.changed.set()
+            for group in club.GROUPS:
+                text = text.removeprefix(f"{self.stream}/{group} ")
+            self.screen.say(who, text, "yellow" if record["level"] == "warning" else "red")
+
+    async def _wait_until_settled(self) -> None:
+        """Look at the dead letters and at what is left until there is nothing more to come."""
+        with anyio.move_on_after(GIVES_UP_AFTER):
+            while True:
+                self.changed = anyio.Event()
+                for group, fate in self.ledger.groups.items():
+                    fate.bury(await self.transport.dead_letters(self.stream, group))
+                    fate.left = await self.transport.backlog(self.stream, group)
+                self.screen.advance(self.ledger)
+                if not self.ledger.missing():
+                    return
+                with anyio.move_on_after(LOOK_AGAIN):
+                    await self.changed.wait()
+
+    async def _delete(self) -> None:
+        """Leave nothing on the server."""
+        with anyio.move_on_after(5, shield=True):
+            try:
+                transport: Any = self.transport  # a RedisTransport, which can do this besides
+                await transport.delete(self.stream)
+            except TransportError as exc:
+                self.screen.say("server", f"the keys of {self.stream} could not be deleted: {exc}", "red")
+
+    def _sum(self, complaints: Sequence[str] = ()) -> int:
+        """The table, and whether it adds up; the exit code."""
+        self.screen.table(self.ledger)
+        missing = [*self.ledger.missing(), *complaints]
+        if not any(fate.retried for fate in self.ledger.groups.values()):
+            missing.append("nothing was retried")
+        if not any(fate.taken_over for fate in self.ledger.groups.values()):
+            missing.append("nothing was taken over from the worker that was killed")
+        for what in missing:
+            self.screen.say("demo", what, "red")
+        if not missing:
+            self.screen.say("demo", "published = acked + buried in each group, and nothing is left")
+
+        return Code.FAILED if missing else Code.OK
+
+
+class _Records(logging.Handler):
+    """The log of this process, shown as that of a worker is."""
+
+    def __init__(self, show: Callable[[str, Mapping[str, Any]], None], stream: str) -> None:
+        super().__init__(logging.INFO)
+        self._show = show
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        self._logger = logging.getLogger("eventbus")
+        self._before = self._logger.level, self._logger.propagate
+        self._logger.setLevel(logging.INFO)
+        self._logger.propagate = False
+        self._logger.addHandler(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._logger.removeHandler(self)
+        self._logger.level, self._logger.propagate = self._before
+
+    def emit(self, record: logging.LogRecord) -> None:
+        told = fields_of(record)
+        groups = [group for group in club.GROUPS if told["message"].startswith(f"{self._stream}/{group} ")]
+        self._show(told.get("group") or "".join(groups), told)

@@ -1,0 +1,227 @@
+"""Publishing to a real server: in order, all or none, once, together, and what is said when it fails."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from eventbus import Event, Metadata, UnitOfWork
+from eventbus.envelope import Envelope, new_id
+from eventbus.errors import Full, PublishError, Refused, TransactionError, Unavailable
+from eventbus.redis import RedisTransport
+from eventbus.testing.faults import FaultProxy
+from eventbus.testing.servers import LiveServer
+
+S = "club"
+
+
+class BookRegistered(Event):
+    metadata = Metadata(name="book_registered", published=True, stream=S)
+    title: str
+
+
+def envelope(payload: bytes = b"{}", stream: str | None = S) -> Envelope:
+    return Envelope(new_id(), datetime.now(UTC), "book_registered_v1", payload, {"trace": "1"}, stream)
+
+
+@pytest.fixture
+async def proxy(redis_server: LiveServer, server: Any) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(redis_server.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def transport(proxy: FaultProxy) -> AsyncIterator[RedisTransport]:
+    async with RedisTransport(proxy.url, stream=S) as transport:
+        yield transport
+
+
+async def test_a_batch_is_one_command(transport: RedisTransport, proxy: FaultProxy, server: Any) -> None:
+    """A commit of a hundred events is one round trip by one script."""
+    await transport.publish([envelope()])
+    before = proxy.commands.total()
+
+    ids = await transport.publish([envelope() for _ in range(100)])
+
+    assert 1 == proxy.commands.total() - before
+    assert ids == [id.decode() for id, _ in server.client.xrange(S)][1:]
+
+
+async def test_the_fields_are_those_of_the_wire_format(transport: RedisTransport, server: Any) -> None:
+    """id, created_at, type, payload, in this order, then the headers."""
+    sent = envelope(b'{"title":"Dune"}')
+    await transport.publish([sent])
+
+    [[_, fields]] = server.client.execute_command("XRANGE", S, "-", "+") and server.client.xrange(S)
+    assert [b"id", b"created_at", b"type", b"payload", b"trace"] == list(fields)
+    assert [sent.id.encode(), b"book_registered_v1", b'{"title":"Dune"}'] == [fields[f] for f in (b"id", b"type", b"payload")]
+    assert fields[b"created_at"].endswith(b"Z")
+
+
+async def test_several_streams_go_in_one_write(transport: RedisTransport, server: Any) -> None:
+    """Each envelope to its stream, the ids in the order of the envelopes."""
+    sent = [envelope(stream="a"), envelope(stream=None), envelope(stream="a")]
+    first, own, second = await transport.publish(sent)
+
+    assert [first, second] == [id.decode() for id, _ in server.client.xrange("a")]
+    assert [own] == [id.decode() for id, _ in server.client.xrange(S)]
+
+
+async def test_the_publishes_of_many_tasks_go_together(transport: RedisTransport, proxy: FaultProxy, server: Any) -> None:
+    """Fifty tasks that publish at once need far fewer than fifty round trips, and each gets its own ids."""
+    await transport.publish([envelope()])
+    before = proxy.commands.total()
+    sent = [envelope() for _ in range(50)]
+
+    replies = await asyncio.gather(*[transport.publish([one]) for one in sent])
+
+    assert proxy.commands.total() - before <= 3
+    stored = {fields[b"id"].decode(): id.decode() for id, fields in server.client.xrange(S)}
+    assert [[stored[one.id]] for one in sent] == replies
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["request lost", "reply lost"])
+async def test_a_lost_connection_adds_nothing_twice(
+    transport: RedisTransport, proxy: FaultProxy, server: Any, after: bool
+) -> None:
+    """The call is asked again and the script knows what it has added."""
+    for _ in range(20):
+        proxy.cut("publish", after=after)
+        await transport.publish([envelope(), envelope()])
+
+    assert 20 == proxy.faults
+    assert 40 == server.client.xlen(S)
+
+
+async def test_coalesced_publishes_survive_lost_replies(transport: RedisTransport, proxy: FaultProxy, server: Any) -> None:
+    """Many tasks, one line that is cut again and again: each envelope is there once, and everybody gets ids."""
+    proxy.cut("publish", after=True, times=30)
+
+    async def publisher() -> list[str]:
+        return [id for _ in range(20) for id in await transport.publish([envelope()])]
+
+    ids = [id for ids in await asyncio.gather(*[publisher() for _ in range(10)]) for id in ids]
+
+    assert 200 == len(set(ids)) == server.client.xlen(S)
+    assert proxy.faults > 10
+
+
+async def test_a_server_that_is_not_there_leaves_the_envelopes_not_sent(proxy: FaultProxy) -> None:
+    """They are in the error, and the error is also an Unavailable."""
+    proxy.refusing = True
+    sent = [envelope(), envelope()]
+    async with RedisTransport(proxy.url, stream=S, patience=0.2) as transport:
+        with pytest.raises(PublishError) as caught:
+            await transport.publish(sent)
+
+    assert ("not sent", sent) == (caught.value.outcome, list(caught.value.envelopes))
+    assert isinstance(caught.value, Unavailable)
+
+
+async def test_when_the_reply_is_lost_for_good_the_outcome_is_unknown(proxy: FaultProxy, server: Any) -> None:
+    """And publishing the same envelopes again is safe."""
+    sent = [envelope()]
+    async with RedisTransport(proxy.url, stream=S, patience=0.2) as transport:
+        proxy.cut("publish", after=True, times=100)
+        with pytest.raises(PublishError) as caught:
+            await transport.publish(sent)
+        assert "unknown" == caught.value.outcome
+        proxy._cuts.clear()
+        await transport.publish(caught.value.envelopes)
+
+    assert 1 == server.client.xlen(S)
+
+
+async def test_a_full_server_refuses_all_of_a_batch(transport: RedisTransport, server: Any) -> None:
+    """`Full`, with the envelopes; nothing was added."""
+    await transport.publish([envelope()])
+    server.fill()
+
+    with pytest.raises(Full) as caught:
+        await transport.publish([envelope(), envelope()])
+    assert isinstance(caught.value, PublishError)
+    assert ("not sent", 2, 1) == (caught.value.outcome, len(caught.value.envelopes), server.client.xlen(S))
+
+
+async def test_one_wrong_stream_does_not_stop_the_others(transport: RedisTransport, server: Any) -> None:
+    """The error carries what was not sent, and no others; it says which key is the trouble."""
+    server.client.set("wrong", "a string")
+    good, bad = envelope(stream="good"), envelope(stream="wrong")
+
+    with pytest.raises(PublishError, match="wrong") as caught:
+        await transport.publish([good, bad])
+
+    assert isinstance(caught.value, Refused)
+    assert [bad] == list(caught.value.envelopes)
+    assert 1 == server.client.xlen("good")
+
+
+async def test_a_script_that_the_server_forgot_is_sent_again(transport: RedisTransport, server: Any) -> None:
+    """A restarted server knows no scripts."""
+    await transport.publish([envelope()])
+    server.client.script_flush()
+
+    await transport.publish([envelope()])
+    assert 2 == server.client.xlen(S)
+
+
+async def test_a_cancelled_publisher_does_not_take_others_with_it(
+    transport: RedisTransport, proxy: FaultProxy, server: Any
+) -> None:
+    """Whoever waits behind the one that is cancelled is still published, and once."""
+    await transport.publish([envelope()])
+    proxy.stall()
+    first = asyncio.ensure_future(transport.publish([envelope()]))
+    others = [asyncio.ensure_future(transport.publish([envelope()])) for _ in range(3)]
+    while proxy.commands["publish"] < 2:
+        await asyncio.sleep(0.001)
+    others[0].cancel()
+    first.cancel()
+    proxy.resume()
+
+    [ids_1], [ids_2] = await asyncio.gather(*others[1:])
+    assert {ids_1, ids_2} <= {id.decode() for id, _ in server.client.xrange(S)}
+    assert first.cancelled() or first.done()
+
+
+async def test_publishing_through_a_closed_transport_raises(redis_server: LiveServer) -> None:
+    """Entered again, it works again."""
+    transport = RedisTransport(redis_server.url, stream=S)
+    async with transport:
+        await transport.publish([envelope()])
+    with pytest.raises(PublishError, match="closed"):
+        await transport.publish([envelope()])
+    async with transport:
+        await transport.publish([envelope()])
+
+
+async def test_a_commit_whose_publish_fails_can_be_published_later(proxy: FaultProxy, server: Any) -> None:
+    """The transaction is committed, the error says so, and `publish_pending` tries again."""
+    async with RedisTransport(proxy.url, stream=S, patience=0.1) as transport:
+        uow = UnitOfWork(transport=transport)
+        async with uow:
+            uow.emit(BookRegistered(title="Dune"))
+            proxy.refusing = True
+            with pytest.raises(PublishError):
+                await uow.commit()
+            assert "committed" == uow.status.value
+            with pytest.raises(TransactionError):
+                await uow.commit()
+            proxy.refusing = False
+            await uow.publish_pending()
+
+    assert [b'{"title":"Dune"}'] == [fields[b"payload"] for _, fields in server.client.xrange(S)]
+
+
+async def test_the_password_is_nowhere_to_be_seen() -> None:
+    """Not in a repr, and in no error."""
+    transport = RedisTransport("redis://user:canary@127.0.0.1:1/0", patience=0.01)
+    with pytest.raises(PublishError) as caught:
+        await transport.publish([envelope()])
+
+    error: BaseException | None = caught.value
+    while error is not None:
+        assert "canary" not in f"{transport!r} {error!r} {error}"
+        error = error.__cause__ or error.__context__
