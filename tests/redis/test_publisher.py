@@ -54,7 +54,7 @@ async def test_the_fields_are_those_of_the_wire_format(transport: RedisTransport
     sent = envelope(b'{"title":"Dune"}')
     await transport.publish([sent])
 
-    [[_, fields]] = server.client.execute_command("XRANGE", S, "-", "+") and server.client.xrange(S)
+    [[_, fields]] = server.client.xrange(S)
     assert [b"id", b"created_at", b"type", b"payload", b"trace"] == list(fields)
     assert [sent.id.encode(), b"book_registered_v1", b'{"title":"Dune"}'] == [fields[f] for f in (b"id", b"type", b"payload")]
     assert fields[b"created_at"].endswith(b"Z")
@@ -97,7 +97,8 @@ async def test_a_lost_connection_adds_nothing_twice(
 
 async def test_coalesced_publishes_survive_lost_replies(transport: RedisTransport, proxy: FaultProxy, server: Any) -> None:
     """Many tasks, one line that is cut again and again: each envelope is there once, and everybody gets ids."""
-    proxy.cut("publish", after=True, times=30)
+    for _ in range(15):
+        proxy.cut("publish", after=True, skip=1)
 
     async def publisher() -> list[str]:
         return [id for _ in range(20) for id in await transport.publish([envelope()])]
