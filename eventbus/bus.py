@@ -16,10 +16,9 @@ book = await bus.handle(RegisterBook(...), uow)
 
 from __future__ import annotations
 
-import sys
 from collections import deque
 from collections.abc import Callable, Mapping
-from inspect import isawaitable
+from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
 
 from eventbus.errors import (
@@ -30,8 +29,19 @@ from eventbus.errors import (
     UnhandledCommand,
     excerpt,
 )
-from eventbus.handlers import DELIVERY, ENVELOPE, UOW, Handler, handled_types, listen, listeners_in, where
-from eventbus.messages import Command, Message
+from eventbus.handlers import (
+    DELIVERY,
+    ENVELOPE,
+    UOW,
+    Handler,
+    caller,
+    check_annotation,
+    handled_types,
+    listen,
+    listeners_in,
+    where,
+)
+from eventbus.messages import Command, Event, Message
 
 if TYPE_CHECKING:
     from eventbus.message_store import Record
@@ -74,15 +84,16 @@ class MessageBus:
 
     def listen(self, handler: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
         """Register a handler for the type of its first parameter, or for each type of a union. Returns it unchanged."""
-        frame = sys._getframe(1)
-        for message_type in handled_types(handler, frame.f_locals, defer=False) or ():
+        for message_type in handled_types(handler, caller().f_locals, defer=False) or ():
             self._add(Handler(message_type, handler))
 
         return handler
 
     def add_listener(self, message_type: type[M], handler: Callable[Concatenate[M, P], Any]) -> None:
         """Register a handler for a type; again is harmless. `ConfigurationError` if it is a second handler of a command."""
-        self._add(Handler(message_type, handler))
+        listener = Handler(message_type, handler)
+        check_annotation(handler, message_type)
+        self._add(listener)
 
     def remove_listener(self, message_type: type[M], handler: Callable[Concatenate[M, P], Any]) -> None:
         """Take a handler back. `ConfigurationError`, and no change, if this one is not registered for the type."""
@@ -112,10 +123,12 @@ class MessageBus:
 
         The function is called with the old message and returns the new; it awaits nothing.
         """
-        if not (isinstance(old, type) and issubclass(old, Message)):
+        if not (isinstance(old, type) and issubclass(old, Message)) or old in (Message, Command, Event):
             raise ConfigurationError(f"bus.upcast({old!r:.80}, …): the first argument is a message class")
-        if not callable(to_new):
-            raise ConfigurationError(f"bus.upcast({old.__name__}, {to_new!r:.80}): the second argument is a function")
+        if not callable(to_new) or iscoroutinefunction(to_new):
+            raise ConfigurationError(
+                f"bus.upcast({old.__name__}, {to_new!r:.80}): the second argument is a function that returns the new message at once"
+            )
         if old in self._handlers:
             raise ConfigurationError(
                 f"{old.__name__} has a listener, {self._handlers[old][0]}, and cannot be upcast: it would never be called"
@@ -159,12 +172,20 @@ class MessageBus:
 
     def upcasted(self, message: Message) -> Message:
         """The message in its newest form. `DecodeError` when an upcast fails: the old data cannot be read any more."""
+        steps = 0
         while (to_new := self._upcasts.get(type(message))) is not None:
+            type_ = type(message).metadata.type
+            steps += 1
+            if steps > len(self._upcasts):
+                raise DecodeError(f"upcast of {type_} by {where(to_new)}: the upcasts run in a circle", type=type_)
             try:
                 message = to_new(message)
             except Exception as exc:
-                type_ = type(message).metadata.type
                 raise DecodeError(f"upcast of {type_} by {where(to_new)} failed: {excerpt(repr(exc))}", type=type_) from exc
+            if not isinstance(message, Message):
+                raise DecodeError(
+                    f"upcast of {type_} by {where(to_new)} returned {excerpt(repr(message), 80)}, which is no message", type=type_
+                )
 
         return message
 
@@ -187,7 +208,7 @@ class MessageBus:
         """
         if self._upcasts:
             message = self.upcasted(message)
-        cause = uow._current
+        cause = uow.handling
         earlier = uow.gather(cause)
         root = uow.receive(message, cause, delivery)
         for dependency in transient.values():
@@ -205,6 +226,10 @@ class MessageBus:
                     message = self.upcasted(message)
                 listeners = handlers.get(type(message))
                 if listeners is None:
+                    if not isinstance(message, Message):
+                        raise ConfigurationError(
+                            f"{message!r:.80} is no message: only instances of commands and events are handled"
+                        )
                     if isinstance(message, Command) and not record.outgoing:
                         raise UnhandledCommand(
                             f"no handler for the command {type(message).__name__}; register one with "
@@ -213,7 +238,7 @@ class MessageBus:
                     continue
                 if record.depth > self._limit:
                     raise RecursionLimitExceeded(_chain(record, self._limit))
-                uow._current = record
+                uow.handling = record
                 for handler in listeners:
                     shape = handler.shape
                     if shape == 1:
@@ -226,8 +251,11 @@ class MessageBus:
                         result = returned
                     if raised := uow.gather(record):
                         queue.extend(raised)
+        except BaseException:
+            uow.gather(uow.handling)  # what the failed handler raised is its own, should somebody commit all the same
+            raise
         finally:
-            uow._current = cause
+            uow.handling = cause
 
         return result
 

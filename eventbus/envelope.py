@@ -9,6 +9,7 @@ Encoding is strict, so that nothing enters a stream that cannot be read back: se
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -16,7 +17,7 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar, cast
 
 import msgspec
 import uuid_utils
@@ -142,6 +143,8 @@ class Codec:
             if too_deep(payload, self.content_type):
                 raise EncodeError(_too_deep(cls.metadata.type), type=cls.metadata.type)
             back = decode(payload)
+            if self is MSGPACK and _NOT_FINITE.search(payload) and (path := _not_finite(message, "$")):
+                raise _encode_error(cls, path, "a number that is not finite is not decoded")
         except EncodeError:
             raise
         except Exception as exc:
@@ -175,7 +178,7 @@ def decode(cls: type[M], payload: bytes, content_type: str = JSON.content_type) 
 
     Every failure is one `DecodeError` that names the type and the path: bad UTF-8, malformed text, a missing field or a wrong type, a
     payload over `MAX_PAYLOAD` or deeper than `MAX_DEPTH` (looked at before decoding starts), a number that is not finite, whatever a
-    field's own validation raises.
+    field's own validation raises. A class that no decoder can be made for is a `ConfigurationError`.
     """
     codec = CODECS.get(content_type)
     if codec is None:
@@ -184,12 +187,13 @@ def decode(cls: type[M], payload: bytes, content_type: str = JSON.content_type) 
             f"cannot decode {cls.metadata.type}: unknown content type {excerpt(content_type)!r}; known are {known}",
             type=cls.metadata.type,
         )
+    decoder = codec.decoder(cls)
     if too_long(payload):
         raise DecodeError(_too_long(cls.metadata.type, payload), type=cls.metadata.type)
     try:
         if too_deep(payload, content_type):
             raise DecodeError(_too_deep(cls.metadata.type), type=cls.metadata.type)
-        message: M = codec.decoder(cls)(payload)
+        message: M = decoder(payload)
         if codec is MSGPACK and _NOT_FINITE.search(payload) and (path := _not_finite(message, "$")):
             raise DecodeError(
                 f"cannot decode {cls.metadata.type}: the number at {path} is not finite", type=cls.metadata.type, path=path
@@ -322,8 +326,15 @@ def seal(
         codec.encode(message),
         written,
         metadata.stream,
-        None if metadata.key is None else str(getattr(message, metadata.key)),
+        _key(message, metadata.key),
     )
+
+
+def _key(message: Message, field: str | None) -> str | None:
+    """What orders the message: None for a field that is empty."""
+    value = None if field is None else getattr(message, field)
+
+    return None if value is None else str(value)
 
 
 def timestamp(moment: datetime) -> str:
@@ -354,7 +365,10 @@ def from_fields(fields: Sequence[bytes], stream: str | None = None) -> Envelope:
 
     `DecodeError` when one of the four is missing or cannot be read. What the payload holds is not looked at.
     """
-    written = dict(zip(fields[::2], fields[1::2], strict=True))
+    try:
+        written = dict(zip(fields[::2], fields[1::2], strict=True))
+    except ValueError as exc:
+        raise DecodeError(f"the entry is no envelope: it has {len(fields)} names and values, an odd number") from exc
     try:
         id, created_at = written.pop(b"id").decode(), written.pop(b"created_at").decode()
         type, payload = written.pop(b"type").decode(), written.pop(b"payload")
@@ -365,12 +379,11 @@ def from_fields(fields: Sequence[bytes], stream: str | None = None) -> Envelope:
         raise DecodeError(f"the entry is no envelope: {excerpt(str(exc))}") from exc
     try:
         moment = datetime.fromisoformat(created_at)
-    except ValueError as exc:
+        moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
         raise DecodeError(
             f"created_at is {excerpt(created_at, 40)!r}, not an RFC 3339 time", type=excerpt(type), path="created_at"
         ) from exc
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=UTC)
 
     return Envelope(id, moment, type, payload, headers, stream)
 
@@ -401,35 +414,38 @@ def _path_in(text: str) -> str:
 
 def _unencodable(value: Any, encode: Callable[[Any], bytes]) -> str | None:
     """Where in a message that does not encode the value lies that does not."""
-    children = list(_children(value, "$"))
+    children, depth = _children(value, "$"), 1
     while children:
         child, path = children.pop(0)
         try:
             encode(child)
         except Exception:
-            inside = list(_children(child, path))
-            if not inside:
-                return path
-            children = inside
+            children, depth = _children(child, path), depth + 1
+            if not children or depth > MAX_DEPTH:  # what contains itself has no end
+                return excerpt(path)
 
     return None
 
 
 def _children(value: Any, path: str) -> list[tuple[Any, str]]:
-    if isinstance(value, msgspec.Struct):
-        return [(getattr(value, name), f"{path}.{name}") for name in value.__struct_fields__]
-    if isinstance(value, dict):
+    """What a value consists of, each with its path."""
+    kind = cast("Any", type(value))
+    if issubclass(kind, msgspec.Struct):
+        return [(getattr(value, name), f"{path}.{name}") for name in kind.__struct_fields__]
+    if issubclass(kind, dict):
         return [(item, f"{path}[{excerpt(repr(key), 40)}]") for key, item in value.items()]
-    if isinstance(value, list | tuple):
+    if issubclass(kind, list | tuple | set | frozenset):
         return [(item, f"{path}[{index}]") for index, item in enumerate(value)]
+    if dataclasses.is_dataclass(kind):
+        return [(getattr(value, field.name, None), f"{path}.{field.name}") for field in dataclasses.fields(kind)]
 
     return []
 
 
 def _difference(sent: Any, back: Any, path: str) -> tuple[str, str] | None:
     """Where a message and what it decodes to differ, and how."""
-    if type(sent) is type(back):
-        theirs = dict((where, value) for value, where in _children(back, path))
+    if type(sent) is type(back) and type(sent) not in (set, frozenset):  # which have no order to compare by
+        theirs = {where: value for value, where in _children(back, path)}
         for value, where in _children(sent, path):
             if where in theirs and value != theirs[where]:
                 return _difference(value, theirs[where], where)
@@ -443,13 +459,13 @@ def _difference(sent: Any, back: Any, path: str) -> tuple[str, str] | None:
 
 def _not_finite(value: Any, path: str) -> str | None:
     """Where in a message a number that is not finite lies."""
-    waiting = [(value, path)]
+    waiting = [(value, path, 0)]
     while waiting:
-        value, path = waiting.pop()
+        value, path, depth = waiting.pop()
         if isinstance(value, float):
             if not math.isfinite(value):
-                return path
-        else:
-            waiting += _children(value, path)
+                return excerpt(path)
+        elif depth <= MAX_DEPTH:
+            waiting += ((child, where, depth + 1) for child, where in _children(value, path))
 
     return None

@@ -106,8 +106,8 @@ class PublishError(EventBusError):
     What is raised is also the `TransportError` that stopped it, so ``except Full`` and ``except PublishError`` both work.
     """
 
-    envelopes: Sequence[Envelope]
-    outcome: Outcome
+    envelopes: Sequence[Envelope] = ()
+    outcome: Outcome = "unknown"
 
     @staticmethod
     def because(error: TransportError, envelopes: Sequence[Envelope], outcome: Outcome) -> PublishError:

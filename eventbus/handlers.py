@@ -8,13 +8,25 @@ from __future__ import annotations
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import pkgutil
 import sys
 import types
 from collections.abc import Callable, Iterator, Mapping
-from typing import Annotated, Any, Concatenate, Final, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Concatenate,
+    Final,
+    ForwardRef,
+    NamedTuple,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from anyio import to_thread
 
@@ -32,16 +44,28 @@ DELIVERY: Final = "delivery"
 _MARK = "__eventbus_listens__"
 
 
+class _Mark(NamedTuple):
+    """What `listen` leaves on a handler: the module where it was marked, and the names in sight there."""
+
+    module: str
+    names: Mapping[str, Any]
+
+
 def listen(handler: Callable[Concatenate[M, P], R]) -> Callable[Concatenate[M, P], R]:
     """Mark a function as a handler, to be found by `MessageBus.scan`. Returns it unchanged."""
-    names = sys._getframe(1).f_locals
-    handled_types(handler, names, defer=True)
+    frame = caller()
+    handled_types(handler, frame.f_locals, defer=True)
     try:
-        setattr(handler, _MARK, names)
+        setattr(handler, _MARK, _Mark(frame.f_globals.get("__name__", ""), frame.f_locals))
     except AttributeError as exc:
         raise ConfigurationError(f"{where(handler)} cannot be marked; register it with bus.add_listener(…)") from exc
 
     return handler
+
+
+def caller() -> types.FrameType:
+    """The frame that called the function that asks."""
+    return sys._getframe(2)  # pyright: ignore[reportPrivateUsage]
 
 
 def where(thing: Any) -> str:
@@ -68,6 +92,8 @@ class Handler:
     __slots__ = ("function", "in_thread", "message_type", "parameters", "shape")
 
     def __init__(self, message_type: type[Message], function: Callable[..., Any]) -> None:
+        if not callable(function):
+            raise ConfigurationError(f"{function!r:.80} is not callable, so it cannot be a listener")
         if not (isinstance(message_type, type) and issubclass(message_type, Message)):
             raise ConfigurationError(f"{where(function)} is to listen to {message_type!r:.80}, which is not a message class")
         if message_type in (Message, Command, Event):
@@ -123,7 +149,7 @@ def handled_types(handler: Callable[..., Any], names: Mapping[str, Any], *, defe
         )
     try:
         annotation = _resolve(handler, first.annotation, names)
-    except NameError as exc:
+    except Exception as exc:  # a name that is not there, not there yet, or no type: whatever is written in the text
         if defer:
             return None
         raise ConfigurationError(
@@ -140,14 +166,29 @@ def handled_types(handler: Callable[..., Any], names: Mapping[str, Any], *, defe
     return found
 
 
+def check_annotation(handler: Callable[..., Any], message_type: type[Message]) -> None:
+    """`ConfigurationError` if the handler says that it takes other messages than this type."""
+    first = next(iter(_signature(handler).parameters.values()))
+    try:
+        members = list(_members(_resolve(handler, first.annotation, {})))
+    except Exception:  # the names of its annotation are not in sight from here
+        return
+    classes = [member for member in members if isinstance(member, type) and issubclass(member, Message)]
+    if len(classes) == len(members) and not issubclass(message_type, tuple(classes)):
+        raise ConfigurationError(
+            f"{where(handler)} is to listen to {message_type.__name__}, but its first parameter {first.name!r} takes "
+            f"{' | '.join(cls.__name__ for cls in classes)}"
+        )
+
+
 def listeners_in(name: str) -> Iterator[tuple[type[Message], Callable[..., Any]]]:
     """Every marked handler in a module or package, each with the types it handles, in the order of the source."""
     for module in _modules(name):
         for thing in list(vars(module).values()):
-            names = getattr(thing, _MARK, None) if callable(thing) else None
-            if names is None or getattr(thing, "__module__", None) != module.__name__:
+            mark = getattr(thing, _MARK, None) if callable(thing) else None
+            if not isinstance(mark, _Mark) or module.__name__ not in (getattr(thing, "__module__", None), mark.module):
                 continue
-            for message_type in handled_types(thing, names, defer=False) or ():
+            for message_type in handled_types(thing, mark.names, defer=False) or ():
                 yield message_type, thing
 
 
@@ -188,6 +229,11 @@ def _raise(name: str) -> None:
 
 def _signature(handler: Callable[..., Any]) -> inspect.Signature:
     try:
+        if sys.version_info >= (3, 14):
+            import annotationlib
+
+            return inspect.signature(handler, annotation_format=annotationlib.Format.FORWARDREF)
+
         return inspect.signature(handler)
     except (TypeError, ValueError) as exc:
         raise ConfigurationError(f"{where(handler)} has no signature to read its message and dependencies from: {exc}") from exc
@@ -217,7 +263,7 @@ def _source(handler: Callable[..., Any], parameter: inspect.Parameter) -> str:
         return parameter.name
     try:
         annotation = _resolve(handler, parameter.annotation, {})
-    except NameError:  # the name of a type that is only there for type checkers
+    except Exception:  # a type that is only there for type checkers
         return parameter.name
 
     return UOW if isinstance(annotation, type) and _is_unit_of_work(annotation) else parameter.name
@@ -243,7 +289,7 @@ def _is_async(handler: Callable[..., Any]) -> bool:
 
 def _resolve(handler: Callable[..., Any], annotation: Any, names: Mapping[str, Any]) -> Any:
     """What an annotation that is text means where the handler was written."""
-    if not isinstance(annotation, str):
+    if not isinstance(annotation, str | ForwardRef) and get_origin(annotation) is None:
         return annotation
     function = handler
     while isinstance(function, functools.partial):
@@ -252,8 +298,7 @@ def _resolve(handler: Callable[..., Any], annotation: Any, names: Mapping[str, A
     if not inspect.isroutine(function):
         function = type(function).__call__
     function = getattr(function, "__func__", function)
-    closure = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
-
+    closure: Mapping[str, Any] = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
     holder = types.SimpleNamespace(__annotations__={"it": annotation})
 
     return get_type_hints(holder, getattr(function, "__globals__", {}), {**names, **closure}, include_extras=True)["it"]
@@ -266,5 +311,7 @@ def _members(annotation: Any) -> Iterator[Any]:
             yield from _members(member)
     elif origin is Annotated:
         yield from _members(get_args(annotation)[0])
+    elif type(annotation).__name__ == "TypeAliasType":  # `type Registered = A | B`, from Python 3.12 on
+        yield from _members(annotation.__value__)
     else:
         yield annotation

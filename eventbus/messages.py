@@ -13,7 +13,9 @@ either; they are its envelope's (`eventbus.envelope`).
 
 from __future__ import annotations
 
+import inspect
 import re
+import sys
 from typing import Any, ClassVar, dataclass_transform
 
 import msgspec
@@ -26,6 +28,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 _MESSAGE_NAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]{1,200}")
 
 
+@dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Metadata(msgspec.Struct, frozen=True):
     """What a message class says about itself. Subclass it to say more.
 
@@ -47,7 +50,7 @@ class Metadata(msgspec.Struct, frozen=True):
             raise ConfigurationError(
                 f"Metadata(name={self.name!r}): a message name is 1 to 200 characters without spaces or control characters"
             )
-        if not isinstance(self.schema_version, int) or self.schema_version < 1:
+        if type(self.schema_version) is not int or self.schema_version < 1:
             raise ConfigurationError(
                 f"Metadata(name={self.name!r}, schema_version={self.schema_version!r}): versions are 1, 2, 3, …"
             )
@@ -65,6 +68,16 @@ def snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
 
 
+def _annotations(cls: type) -> dict[str, Any]:
+    """The annotations of this class and not of its bases. Python 3.14 makes them when asked; as text, which resolves no names."""
+    if sys.version_info >= (3, 14):
+        import annotationlib
+
+        return annotationlib.get_annotations(cls, format=annotationlib.Format.STRING)
+
+    return inspect.get_annotations(cls)
+
+
 @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
 class Message(msgspec.Struct, frozen=True):
     """The base of `Command` and `Event`: an immutable struct with metadata at its class.
@@ -77,8 +90,7 @@ class Message(msgspec.Struct, frozen=True):
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        annotations = cls.__dict__.get("__annotations__", {})
-        if "ClassVar" not in str(annotations.get("metadata", "ClassVar")):
+        if "ClassVar" not in str(_annotations(cls).get("metadata", "ClassVar")):
             raise ConfigurationError(
                 f"{_where(cls)} annotates its metadata, which makes it a field; write `metadata = Metadata(…)` without a type"
             )
@@ -122,7 +134,7 @@ def _annotated(cls: type[Message]) -> list[str]:
     return [
         name
         for base in reversed(cls.__mro__)
-        for name, annotation in base.__dict__.get("__annotations__", {}).items()
+        for name, annotation in _annotations(base).items()
         if "ClassVar" not in str(annotation)
     ]
 

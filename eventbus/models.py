@@ -49,12 +49,13 @@ class Messages(list[Message]):
         self.moments.append(moment())
 
     def extend(self, messages: Iterable[Message], /) -> None:
-        for message in messages:
+        for message in list(messages):
             self.append(message)
 
     def insert(self, index: SupportsIndex, message: Message, /) -> None:
         """Add the message before the index; it counts as raised when its neighbour was."""
-        when = self.moments[index] if -len(self) <= index.__index__() < len(self) else moment()
+        index = max(index.__index__(), -len(self))
+        when = self.moments[index] if index < len(self) and self else moment()
         if self.observer is not None and not self:
             self.observer.append(self)
         super().insert(index, message)
@@ -83,7 +84,7 @@ class Messages(list[Message]):
     @overload
     def __setitem__(self, index: slice, value: Iterable[Message], /) -> None: ...
     def __setitem__(self, index: Any, value: Any, /) -> None:
-        if isinstance(index, slice):
+        if type(index) is slice:
             value = list(value)
             if self.observer is not None and not self and value:
                 self.observer.append(self)
@@ -113,7 +114,7 @@ class Model(msgspec.Struct, dict=True):
         """What this model has raised and no unit of work has collected yet, oldest first."""
         held: Messages | None = self.__dict__.get("messages")
         if held is None:
-            held = self.__dict__["messages"] = Messages()
+            held = vars(self)["messages"] = Messages()
 
         return held
 
@@ -145,7 +146,8 @@ class Repository(Generic[M]):
         """The models whose messages the unit of work collects; emptied when it ends."""
         held: Seen[M] | None = self.__dict__.get("seen")
         if held is None:
-            held = self.__dict__["seen"] = Seen()
+            held = Seen()
+            self.__dict__["seen"] = held
 
         return held
 
@@ -188,6 +190,15 @@ class Seen(list[M]):
 
         return self
 
+    def clear(self) -> None:
+        """Look at none of the models any more. What they have raised stays theirs."""
+        for model in self:
+            if isinstance(messages := model.messages, Messages) and messages.observer is self._changed:
+                messages.observer = None
+        self._changed.clear()
+        self._plain.clear()
+        super().clear()
+
     def take(self) -> list[tuple[int, Message, None]]:
         """Collect what the models have raised since the last time, each message with its moment, in no order."""
         taken: list[tuple[int, Message, None]] = []
@@ -202,11 +213,9 @@ class Seen(list[M]):
 
         return taken
 
-    def forget(self) -> None:
-        """Drop what the models still hold, and the models."""
-        self.take()
-        for model in self:
-            if isinstance(messages := model.messages, Messages) and messages.observer is self._changed:
-                messages.observer = None
-        self._plain.clear()
+    def forget(self) -> int:
+        """Drop what the models still hold, and the models; how many messages that was."""
+        dropped = len(self.take())
         self.clear()
+
+        return dropped

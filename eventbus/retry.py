@@ -6,6 +6,7 @@ give up and bury. Any function of that shape will do; `exponential` makes the us
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 
@@ -26,7 +27,8 @@ def exponential(
     """
     if attempts < 1:
         raise ConfigurationError(f"exponential(attempts={attempts}): at least the first attempt is made, so 1 or more")
-    if not (base >= 0 and factor >= 1 and maximum >= 0 and 0 <= jitter <= 1):
+    finite = all(map(math.isfinite, (base, factor, maximum)))
+    if not (finite and base >= 0 and factor >= 1 and maximum >= 0 and 0 <= jitter <= 1):
         raise ConfigurationError(
             f"exponential(base={base}, factor={factor}, maximum={maximum}, jitter={jitter}): "
             "base and maximum are seconds from 0, factor is 1 or more, jitter is a share from 0 to 1"
@@ -36,10 +38,9 @@ def exponential(
         if attempt >= attempts:
             return None
         try:
-            delay = base * factor ** (attempt - 1)
+            delay = min(maximum, base * float(factor) ** (attempt - 1))
         except OverflowError:
-            delay = maximum
-        delay = min(delay, maximum)
+            delay = maximum if base else 0.0
 
         return min(maximum, delay + delay * jitter * random.random())
 

@@ -31,6 +31,8 @@ from eventbus.transport import Publisher
 logger = logging.getLogger("eventbus")
 
 _SINKHOLE = SinkholeMessageStore()
+_REPOSITORY: Any = Repository
+"""What its models are is not known here, and need not be."""
 _ENDING = 30.0
 """Seconds that a commit or rollback in progress may take after its task was cancelled."""
 
@@ -66,8 +68,8 @@ class UnitOfWork:
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "_codec", "_current", "_dependencies", "_emitted", "_ended", "_records", "_unpublished",
-        "message_store", "session", "status", "transport",
+        "__dict__", "__weakref__", "_codec", "_committing", "_dependencies", "_emitted", "_ended", "_records", "_unpublished",
+        "handling", "message_store", "session", "status", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -84,10 +86,12 @@ class UnitOfWork:
         self._codec: Codec = getattr(transport, "codec", JSON)
         self._emitted: list[tuple[int, Message, Mapping[str, str] | None]] = []
         self._records: list[Record] = []
-        self._current: Record | None = None
-        self._dependencies: list[Any] = []
+        self.handling: Record | None = None
+        """What the bus is calling the handlers of, and so the cause of what is raised now."""
+        self._dependencies: dict[int, Any] = {}
+        self._committing = False
         self._ended: TransactionStatus | None = None
-        self._unpublished: tuple[list[Record], list[Envelope]] = ([], [])
+        self._unpublished: list[Record] = []
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.status.value}>"
@@ -101,28 +105,27 @@ class UnitOfWork:
             )
         self.status = TransactionStatus.running
         self._ended = None
-        self._current = None
+        self.handling = None
         if self._records or self._dependencies:
-            self._records, self._dependencies = [], []
+            self._records, self._dependencies = [], {}
 
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None:
-            if self.status is TransactionStatus.streaming:
-                return
+        if error is None and self.status is TransactionStatus.streaming:
+            return
+        try:
             if self._ended is None:
-                await self._roll_back_quietly(None)
-                self.status = TransactionStatus.closed
-                raise TransactionError(
-                    f"{type(self).__name__} was left without commit() or rollback(): it was rolled back and nothing was published; "
-                    "end the block with `await uow.commit()`"
-                )
-        elif self._ended is None:
-            await self._roll_back_quietly(error)
-        self.status = TransactionStatus.closed
+                await self._roll_back_quietly(error)
+                if error is None:
+                    raise TransactionError(
+                        f"{type(self).__name__} was left without commit() or rollback(): it was rolled back and nothing was published; "
+                        "end the block with `await uow.commit()`"
+                    )
+        finally:
+            self._close()
 
     async def commit(self) -> None:
         """Make it true: store, commit the session, publish, run the hooks.
@@ -133,36 +136,50 @@ class UnitOfWork:
         not known to be in the stream, and `publish_pending` tries again. Hooks named ``on_after_commit`` of the dependencies run last,
         each of them whatever the others do; their error is raised at the end.
 
-        Cancellation waits for a commit that has begun: it is awaited for up to 30 seconds.
+        Cancellation waits for a commit that has begun. It has 30 seconds, cancelled or not: then `TransactionError` if the session, or
+        `PublishError` if the transport has not answered, and in both cases what happened is unknown.
         """
         self._check_open("commit")
-        self.gather(self._current)
+        self.gather(self.handling)
         outgoing = [record for record in self._records if record.outgoing] if self._records else []
         envelopes = [record.envelope for record in outgoing]
+        failure: PublishError | None = None
         if self.session is None and not outgoing and self.message_store is _SINKHOLE:
             self.status = self._ended = TransactionStatus.committed
         else:
-            with anyio.CancelScope(deadline=anyio.current_time() + _ENDING, shield=True) as scope:
-                await self._store()
-                failure = await self._publish(outgoing, envelopes)
+            self._committing = True
+            try:
+                with anyio.CancelScope(deadline=anyio.current_time() + _ENDING, shield=True) as scope:
+                    await self._store()
+                    failure = await self._publish(outgoing, envelopes)
+            finally:
+                self._committing = False
             if scope.cancelled_caught:
-                self._cut_short(outgoing, envelopes)
-            if failure is not None:
-                await self._run_hooks("on_after_commit", failure)
-                raise failure
+                failure = self._cut_short(envelopes)
+        self._unpublished += _those_of(failure, outgoing)
         if self._dependencies:
-            await self._run_hooks("on_after_commit", None)
+            await self._run_hooks("on_after_commit", failure)
+        if failure is not None:
+            raise failure
 
     async def rollback(self) -> None:
-        """Undo it: roll the session back, forget every message, run the hooks named ``on_after_rollback``."""
-        self._check_open("rollback")
+        """Undo it: roll the session back, forget every message, run the hooks named ``on_after_rollback``.
+
+        Cancellation waits for it, for up to 30 seconds.
+        """
+        self._check_open("roll back")
         self.status = self._ended = TransactionStatus.rolledback
+        self._emitted, self._records = [], []
         self._forget()
-        if self.session is not None:
-            with anyio.CancelScope(deadline=anyio.current_time() + _ENDING, shield=True):
-                await self.session.rollback()
-        if self._dependencies:
-            await self._run_hooks("on_after_rollback", None)
+        try:
+            if self.session is not None:
+                with anyio.CancelScope(deadline=anyio.current_time() + _ENDING, shield=True) as scope:
+                    await self.session.rollback()
+                if scope.cancelled_caught:
+                    raise TransactionError(f"{self!r}: the session's rollback did not end within {_ENDING:g} s")
+        finally:
+            if self._dependencies:
+                await self._run_hooks("on_after_rollback", None)
 
     def detach(self) -> None:
         """Keep the transaction open past the end of the block, until `close()`: for a response that is streamed from it."""
@@ -172,11 +189,15 @@ class UnitOfWork:
 
     async def close(self) -> None:
         """End a detached transaction: roll back if nothing was committed; keep a commit. Closing twice is harmless."""
+        if self.status is TransactionStatus.closed:
+            return
+        if self._ended is None:
+            self._check_open("close")
         try:
-            if self.status is not TransactionStatus.closed and self._ended is None:
+            if self._ended is None:
                 await self.rollback()
         finally:
-            self.status = TransactionStatus.closed
+            self._close()
 
     # --------------------------------------------------------------------------------------------------------- messages
 
@@ -194,7 +215,7 @@ class UnitOfWork:
         if emitted:
             taken, self._emitted = emitted, []
         for value in attributes.values():
-            if isinstance(value, Repository):
+            if isinstance(value, _REPOSITORY):
                 seen = value.seen
                 taken += seen.take() if isinstance(seen, Seen) else Seen(seen).take()
         if not taken:
@@ -217,18 +238,23 @@ class UnitOfWork:
 
     def depend(self, dependency: object) -> None:
         """Tell this object when the transaction ends, by its ``on_after_commit`` or ``on_after_rollback`` if it has them."""
-        if not any(known is dependency for known in self._dependencies):
-            self._dependencies.append(dependency)
+        self._dependencies.setdefault(id(dependency), dependency)
 
     async def publish_pending(self) -> None:
-        """Publish what a commit of this object could not. `PublishError` if it fails again; nothing to do is fine."""
-        records, envelopes = self._unpublished
-        if envelopes and (failure := await self._publish(records, envelopes)) is not None:
+        """Publish what the commits of this object could not. `PublishError` if it fails again; nothing to do is fine."""
+        records = self._unpublished
+        if not records:
+            return
+        failure = await self._publish(records, [record.envelope for record in records])
+        self._unpublished = _those_of(failure, records)
+        if failure is not None:
             raise failure
 
     # ---------------------------------------------------------------------------------------------------------- private
 
     def _check_open(self, verb: str) -> None:
+        if self._committing:
+            raise TransactionError(f"cannot {verb} {self!r} while it is being committed: one task uses a unit of work at a time")
         if self._ended is not None and self.status is not TransactionStatus.closed:
             raise TransactionError(f"cannot {verb} {self!r}: one transaction ends once; enter a unit of work again for the next")
         if self.status is TransactionStatus.closed:
@@ -251,7 +277,6 @@ class UnitOfWork:
 
     async def _publish(self, records: list[Record], envelopes: list[Envelope]) -> PublishError | None:
         """The part of a commit that comes after it; the failure is returned, so that the hooks run all the same."""
-        self._unpublished = ([], [])
         if not envelopes:
             return None
         if self.transport is None:
@@ -268,33 +293,41 @@ class UnitOfWork:
             except Exception:
                 logger.warning("published, but the message store could not note it; it will be published again", exc_info=True)
             return None
-        if self.message_store.durable:
-            logger.warning("not published at once, the relay will: %s", failure)
-            return None
-        left = {envelope.id for envelope in failure.envelopes}
-        self._unpublished = ([record for record in records if record.id in left], list(failure.envelopes))
 
-        return failure
+        return self._unless_durable(failure)
 
-    def _cut_short(self, records: list[Record], envelopes: list[Envelope]) -> None:
-        """The commit was cancelled and did not end within its time."""
+    def _cut_short(self, envelopes: list[Envelope]) -> PublishError | None:
+        """The commit did not end within its time."""
         if self._ended is None:
             raise TransactionError(
-                f"{self!r}: the session's commit did not end within {_ENDING:g} s of a cancellation; whether it happened is unknown"
+                f"{self!r}: the session's commit did not end within {_ENDING:g} s; whether it happened is unknown"
             )
-        self._unpublished = (records, envelopes)
-        raise PublishError.because(TransportError(f"no answer within {_ENDING:g} s"), envelopes, "unknown")
+        failure = PublishError.because(TransportError(f"no answer within {_ENDING:g} s"), envelopes, "unknown")
 
-    def _forget(self) -> None:
-        """Drop every message that was gathered, raised or not yet collected."""
-        self._emitted, self._records = [], []
+        return self._unless_durable(failure)
+
+    def _unless_durable(self, failure: PublishError) -> PublishError | None:
+        if not self.message_store.durable:
+            return failure
+        logger.warning("not published at once, the relay will: %s", failure)
+
+        return None
+
+    def _close(self) -> None:
+        self.status = TransactionStatus.closed
+        if self.__dict__ and self._forget():
+            logger.warning("%r: a model raised messages after the end of the transaction, and they are lost", self)
+
+    def _forget(self) -> int:
+        """Let go of the models, and drop what they have raised; how many messages that was."""
+        dropped = 0
         for value in self.__dict__.values():
-            if isinstance(value, Repository):
+            if isinstance(value, _REPOSITORY):
                 seen = value.seen
-                if isinstance(seen, Seen):
-                    seen.forget()
-                else:
-                    Seen(seen).forget()
+                dropped += (seen if isinstance(seen, Seen) else Seen(seen)).forget()
+                seen.clear()
+
+        return dropped
 
     async def _roll_back_quietly(self, error: BaseException | None) -> None:
         """Roll back on the way out: a failure of that must not hide why we are leaving."""
@@ -306,9 +339,10 @@ class UnitOfWork:
                 error.add_note(f"and the rollback failed: {exc!r}")
 
     async def _run_hooks(self, name: str, failure: PublishError | None) -> None:
-        dependencies, self._dependencies = self._dependencies, []
+        dependencies, self._dependencies = self._dependencies, {}
         errors: list[Exception] = []
-        for dependency in dependencies:
+        cancelled: BaseException | None = None
+        for dependency in dependencies.values():
             hook = getattr(dependency, name, None)
             if not callable(hook):
                 continue
@@ -318,6 +352,12 @@ class UnitOfWork:
                     await result
             except Exception as exc:
                 errors.append(exc)
+            except anyio.get_cancelled_exc_class() as exc:  # the others are run first
+                cancelled = exc
+        if cancelled is not None:
+            for error in (*errors, *([failure] if failure else [])):
+                logger.error("%s was cancelled, and so this is not raised: %s", name, error, exc_info=error)
+            raise cancelled
         if failure is not None:
             for error in errors:
                 logger.error("%s failed after a failed publish: %s", name, error, exc_info=error)
@@ -332,8 +372,17 @@ def _moment_of(taken: tuple[int, Message, object]) -> int:
     return taken[0]
 
 
+def _those_of(failure: PublishError | None, records: list[Record]) -> list[Record]:
+    """The records whose envelopes are not known to be in their streams."""
+    if failure is None:
+        return []
+    left = {envelope.id for envelope in failure.envelopes}
+
+    return [record for record in records if record.id in left]
+
+
 def _publish_error(error: Exception, envelopes: list[Envelope]) -> PublishError:
-    if isinstance(error, PublishError):
+    if isinstance(error, PublishError) and error.envelopes:
         return error
     cause = error if isinstance(error, TransportError) else TransportError(f"{type(error).__name__}: {error}")
     failure = PublishError.because(cause, envelopes, "unknown")

@@ -9,7 +9,7 @@ import sysconfig
 import traceback
 from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import click
 
@@ -112,11 +112,11 @@ _LIBRARIES = tuple(
 
 def _first(error: BaseException) -> BaseException:
     """The first error in a group, however deep."""
-    if not isinstance(error, BaseExceptionGroup):
-        return error
-    group: BaseExceptionGroup[BaseException] = error
+    group: Any = error
+    while isinstance(group, BaseExceptionGroup):
+        group = cast("Any", group).exceptions[0]
 
-    return _first(group.exceptions[0])
+    return cast("BaseException", group)
 
 
 def _of_a_library(filename: str) -> bool:

@@ -27,8 +27,14 @@ def address(transport: Transport) -> str:
     return str(getattr(transport, "endpoint", None) or repr(transport))
 
 
-async def reach(transport: Transport, stream: str, group: str, *, wait: float = 0.0) -> None:
-    """Return when the server answers. `Failure` with `Code.UNREACHABLE` if it does not, tried for `wait` seconds, or does not let us in."""
+ADVICE = "start a server there, name another with --url or EVENTBUS_URL, or wait for it with --wait SECONDS"
+
+
+async def reach(transport: Transport, stream: str, group: str, *, wait: float = 0.0, advice: str = ADVICE) -> None:
+    """Return when the server answers.
+
+    `Failure` with `Code.UNREACHABLE`, and the advice, if it does not, tried for `wait` seconds; also if it does not let us in.
+    """
     deadline = anyio.current_time() + wait
     said = False
     while True:
@@ -39,11 +45,8 @@ async def reach(transport: Transport, stream: str, group: str, *, wait: float = 
         except (Unavailable, TimeoutError) as exc:
             why = str(exc).rstrip(".") or f"no answer from {address(transport)} within {ANSWER_WITHIN:g} s"
             if anyio.current_time() >= deadline:
-                raise Failure(
-                    f"{why}; start a server there, name another with --url or EVENTBUS_URL"
-                    + (f" (waited {wait:g} s)" if wait else ", or wait for it with --wait SECONDS"),
-                    Code.UNREACHABLE,
-                ) from exc
+                waited = f" (waited {wait:g} s)" if wait else ""
+                raise Failure(f"{why}{waited}; {advice}", Code.UNREACHABLE) from exc
             if not said:
                 logger.warning("waiting up to %g s: %s", wait, why)
                 said = True

@@ -40,6 +40,7 @@ def show(url: str | None, books: int) -> int:
     screen = Screen()
     scheme = "embedded" if url is None else urlsplit(url).scheme
     if scheme == "memory":
+        screen.say("server", "none: this runs on memory://, in one process")
         return anyio.run(_until_signal, screen, _Demo(screen, books, "memory://").in_memory)
     if scheme != "embedded":
         assert url is not None
@@ -50,8 +51,7 @@ def show(url: str | None, books: int) -> int:
     except ConfigurationError as exc:
         if url is not None:
             raise
-        screen.say("server", f"none: {exc}")
-        screen.say("server", "so this runs on memory://, in one process")
+        screen.say("server", f"none, so this runs on memory://, in one process: {exc}")
         return anyio.run(_until_signal, screen, _Demo(screen, books, "memory://").in_memory)
     with server:
         screen.say("server", f"{server.version_text}, our own, on a unix socket")
@@ -98,7 +98,9 @@ class _Demo:
     async def in_processes(self) -> int:
         """Two mailers and a catalog, each in a process of its own."""
         async with AsyncExitStack() as cleaning:
-            await reach(self.transport, self.stream, "mailer")
+            await reach(
+                self.transport, self.stream, "mailer", advice="start a server there, or leave out --url for one of its own"
+            )
             await cleaning.enter_async_context(self.transport)
             cleaning.push_async_callback(self._delete)
             started = await cleaning.enter_async_context(

@@ -13,10 +13,12 @@ from typing import Any
 
 import anyio
 import anyio.abc
+import click
 import msgspec
 from anyio.streams.buffered import BufferedByteReceiveStream
 
 import eventbus
+from eventbus.cli.commands.run import command as run
 from eventbus.subscriber import Subscriber
 
 ENDS_WITHIN = 5.0
@@ -71,7 +73,8 @@ async def workers(groups: list[str], url: str, environment: Mapping[str, str]) -
     They are told to end (SIGTERM) and have some seconds for it. If this process is killed they notice that the pipe to their stdin is
     closed, and end too. The URL goes through the environment, where other users do not see its password.
     """
-    clean = {name: value for name, value in os.environ.items() if not name.startswith("EVENTBUS_")}
+    options = {option.envvar for option in run.params if isinstance(option, click.Option)}  # not meant for these
+    inherited = {name: value for name, value in os.environ.items() if name not in options}
     started: list[Worker] = []
     processes: list[anyio.abc.Process] = []
     try:
@@ -82,7 +85,7 @@ async def workers(groups: list[str], url: str, environment: Mapping[str, str]) -
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
                 cwd=Path(eventbus.__path__[0]).parent,
-                env={**clean, **environment, "EVENTBUS_URL": url},
+                env={**inherited, **environment, "EVENTBUS_URL": url},
                 start_new_session=True,  # Ctrl-C in our terminal is for us
             )
             processes.append(process)

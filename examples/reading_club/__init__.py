@@ -1,0 +1,13 @@
+"""A reading club: who registers a book tells the mailer and the catalog, which are services of their own.
+
+* `domain`: what there is and what can happen; knows nothing of databases, streams or letters.
+* `service`: what is done about it, and what a transaction needs to offer.
+* `adapters`: where books are kept and letters sent.
+* `publisher`, `mailer`, `catalog`: the programs. Each is a process, and they share nothing but a stream.
+
+In three terminals, from the folder above `examples`, with a Redis or Valkey server on localhost (or another in EVENTBUS_URL):
+
+    eventbus run examples.reading_club.mailer
+    eventbus run examples.reading_club.catalog:catalog
+    python -m examples.reading_club.publisher 9780441172719 "Dune" "Frank Herbert"
+"""

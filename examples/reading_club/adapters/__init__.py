@@ -1,0 +1,1 @@
+"""The world outside: where books are kept, and how letters are sent."""

@@ -1,0 +1,1 @@
+"""Books, and what can be said about them."""

@@ -1,0 +1,87 @@
+"""Registering a book: the bus, a handler alone, and what happens without a commit."""
+
+from datetime import datetime
+from uuid import UUID
+
+import msgspec
+import pytest
+
+from eventbus import MemoryTransport, MessageBus
+from eventbus.errors import TransactionError
+from examples.reading_club.adapters.memory import InMemoryLibrary
+from examples.reading_club.domain.messages import BookRegistered, RegisterBook
+from examples.reading_club.domain.model import AlreadyRegistered, Book
+from examples.reading_club.service.handlers import register_book
+
+DUNE = UUID("6f1f7a2e-0b6a-4b0e-9d0c-3f6f7d1f4c11")
+COMMAND = RegisterBook(id=DUNE, isbn="9780441172719", title="Dune", author="Frank Herbert")
+EVENT = BookRegistered(id=DUNE, isbn="9780441172719", title="Dune", author="Frank Herbert")
+BOOK = Book(id=DUNE, isbn="9780441172719", title="Dune", author="Frank Herbert")
+
+
+@pytest.fixture
+def bus() -> MessageBus:
+    bus = MessageBus()
+    bus.scan("examples.reading_club.service.handlers")
+
+    return bus
+
+
+@pytest.fixture
+def shelves() -> dict[str, Book]:
+    return {}
+
+
+async def test_a_registered_book_is_on_the_shelf_and_announced(
+    bus: MessageBus, shelves: dict[str, Book], transport: MemoryTransport
+) -> None:
+    """The command goes in; the book is in the repository, and the event in the stream, in its envelope."""
+    async with InMemoryLibrary(shelves, transport=transport) as library:
+        book = await bus.handle(COMMAND, library)
+        await library.commit()
+
+    assert BOOK == book
+    assert {"9780441172719": BOOK} == shelves
+    [event] = transport.events
+    assert ["id", "created_at", "type", "payload"] == list(event)
+    assert 7 == UUID(str(event["id"])).version
+    assert datetime.fromisoformat(str(event["created_at"])).tzinfo is not None
+    assert "book_registered_v1" == event["type"]
+    expected = {"id": str(DUNE), "isbn": "9780441172719", "title": "Dune", "author": "Frank Herbert"}
+    assert expected == msgspec.json.decode(event["payload"])
+    assert [EVENT] == transport.messages(BookRegistered)
+
+
+async def test_a_handler_is_a_function(shelves: dict[str, Book]) -> None:
+    """Called without a bus it leaves what it raised with the book, where a test can look at it."""
+    async with InMemoryLibrary(shelves) as library:
+        book = await register_book(COMMAND, library)
+
+        assert [EVENT] == book.messages
+
+        await library.rollback()
+
+
+async def test_nothing_is_published_without_a_commit(
+    bus: MessageBus, shelves: dict[str, Book], transport: MemoryTransport
+) -> None:
+    """Forgetting is the safe case: the error says so, nothing is stored and nobody hears of it."""
+    with pytest.raises(TransactionError, match="without commit"):
+        async with InMemoryLibrary(shelves, transport=transport) as library:
+            await bus.handle(COMMAND, library)
+
+    assert {} == shelves
+    assert [] == transport.events
+
+
+async def test_a_book_is_registered_once(bus: MessageBus, shelves: dict[str, Book], transport: MemoryTransport) -> None:
+    """The second time is an error of the domain, which comes out as it is, and rolls back."""
+    async with InMemoryLibrary(shelves, transport=transport) as library:
+        await bus.handle(COMMAND, library)
+        await library.commit()
+
+    with pytest.raises(AlreadyRegistered, match="'Dune'"):
+        async with InMemoryLibrary(shelves, transport=transport) as library:
+            await bus.handle(COMMAND, library)
+
+    assert [EVENT] == transport.messages(BookRegistered)

@@ -1,0 +1,245 @@
+"""Consuming from a real server: what is on the wire, what survives a cut line, and what heals."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import anyio
+import pytest
+
+from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Retry, Subscriber, UnitOfWork
+from eventbus.redis import RedisTransport
+from eventbus.testing import wait_until
+from eventbus.testing.faults import FaultProxy
+from eventbus.testing.servers import LiveServer
+from eventbus.transport import Subscribe
+
+S = "club"
+
+
+class BookRegistered(Event):
+    metadata = Metadata(name="book_registered", published=True, stream=S)
+    number: int
+
+
+class Club:
+    """A subscriber whose handler does as the number says, and what it did."""
+
+    def __init__(self, transport: RedisTransport, **settings: Any) -> None:
+        self.handled: list[int] = []
+        self.attempts: dict[int, int] = {}
+        self.transport = transport
+        bus = MessageBus()
+
+        @bus.listen
+        async def handle(event: BookRegistered, delivery: Delivery) -> None:
+            self.attempts[event.number] = delivery.attempt
+            if event.number % 10 == 3 and delivery.attempt == 1:
+                raise Retry(after=0.05)
+            if event.number % 10 == 7:
+                raise Reject("never")
+            self.handled.append(event.number)
+
+        self.subscriber = Subscriber(
+            bus=bus, transport=transport, streams=[S], group="g", **{"lease": 0.6, "grace": 1.0, "concurrency": 3, **settings}
+        )
+
+    @asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(self.subscriber.run)
+            yield
+            tasks.cancel_scope.cancel()
+
+    async def publish(self, count: int, first: int = 0) -> None:
+        async with UnitOfWork(transport=self.transport) as uow:
+            for number in range(first, first + count):
+                uow.emit(BookRegistered(number))
+            await uow.commit()
+
+    async def finished(self) -> None:
+        await wait_until(self._nothing_left, description="the group has handled everything")
+
+    async def _nothing_left(self) -> bool:
+        return not await self.transport.backlog(S, "g")
+
+
+@pytest.fixture
+async def proxy(redis_server: LiveServer, server: Any) -> AsyncIterator[FaultProxy]:
+    async with FaultProxy(redis_server.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def live(redis_server: LiveServer, server: Any) -> AsyncIterator[RedisTransport]:
+    async with RedisTransport(redis_server.url, stream=S) as transport:
+        yield transport
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["request lost", "reply lost"])
+@pytest.mark.parametrize("command", ["xreadgroup", "ack", "retry", "due", "bury", "sweep", "join", "client", "renew"])
+async def test_every_command_may_be_cut(
+    live: RedisTransport, proxy: FaultProxy, redis_server: LiveServer, command: str, after: bool
+) -> None:
+    """Whatever the line loses, before the server hears it or after: everything is handled, and nothing is buried twice."""
+    club = Club(live)
+    await club.publish(20)
+    async with RedisTransport(proxy.url, stream=S) as through:
+        consumer = Club(through)
+        proxy.cut(command, after=after, times=2)
+        async with consumer.running():
+            await club.publish(20, first=20)
+            await wait_until(lambda: proxy.pending_cuts == 0, description=f"{command} was cut twice")
+            await club.finished()
+
+    assert {n for n in range(40) if n % 10 != 7} == set(consumer.handled)
+    dead = await live.dead_letters(S, "g")
+    assert 4 == len(dead) == len({letter.entry_id for letter in dead})
+    assert {3: 2, 13: 2, 23: 2, 33: 2} == {n: a for n, a in consumer.attempts.items() if n % 10 == 3}
+
+
+async def test_a_read_that_was_under_way_when_the_line_was_cut_is_not_stranded(
+    live: RedisTransport, proxy: FaultProxy
+) -> None:
+    """The server had given the batch to us: our own pending entries are read again."""
+    club = Club(live)
+    async with RedisTransport(proxy.url, stream=S) as through:
+        consumer = Club(through, lease=30.0)
+        async with consumer.running():
+            for first in range(0, 200, 20):
+                proxy.cut("xreadgroup", after=True)
+                await club.publish(20, first=first)
+                await wait_until(lambda: proxy.pending_cuts == 0, description="the read was cut")
+            await club.finished()
+
+    assert {n for n in range(200) if n % 10 != 7} == set(consumer.handled)
+
+
+async def test_stop_ends_a_waiting_read_at_once(live: RedisTransport) -> None:
+    """By unblocking it, not by cancelling: what is on its way is not lost."""
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription:
+        reading = asyncio.ensure_future(subscription.receive(10))
+        await wait_until(lambda: subscription._reading, description="the read waits")
+        subscription.stop()
+        assert [] == await asyncio.wait_for(reading, 1.0)
+
+
+async def test_leaving_removes_the_consumer_and_gives_back(live: RedisTransport, server: Any) -> None:
+    """Nothing stays behind under our name; what was not handled is for others, at once."""
+    await Club(live).publish(5)
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as first:
+        deliveries = await first.receive(3)
+        first.ack(deliveries[0])
+    assert [b"released"] == [consumer["name"] for consumer in server.client.xinfo_consumers(S, "g")]
+
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as second:
+        again = await second.receive(10)
+        assert [(d.entry_id, 1, False) for d in deliveries[1:]] == [(d.entry_id, d.attempt, d.suspect) for d in again[:2]]
+
+
+async def test_a_destroyed_group_is_made_again_at_its_checkpoint(
+    live: RedisTransport, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was settled long ago does not come back, what was not does; one line says so."""
+    club = Club(live)
+    await club.publish(3)
+    async with club.running():
+        await club.finished()
+        await wait_until(
+            lambda: server.client.hget("{club}:group:g", "checkpoint") == server.client.xrevrange(S, count=1)[0][0],
+            description="a sweep noted the checkpoint",
+        )
+        with caplog.at_level(logging.ERROR, "eventbus"):
+            server.client.xgroup_destroy(S, "g")
+            await club.publish(3, first=10)
+            await wait_until(lambda: 12 in club.handled, description="the subscriber resumed")
+
+    assert [0, 1, 2, 10, 11, 12] == sorted(club.handled)
+    assert 1 == sum("begins again at its checkpoint" in record.message for record in caplog.records)
+
+
+@pytest.mark.parametrize("loss", ["flushall", "delete"])
+async def test_a_lost_stream_is_made_again_at_the_beginning(live: RedisTransport, server: Any, loss: str) -> None:
+    """A blocked reader notices, and misses nothing of what comes."""
+    club = Club(live)
+    async with club.running():
+        await club.publish(3)
+        await club.finished()
+        if loss == "flushall":
+            server.client.flushall()
+        else:
+            server.client.delete(S)
+        await club.publish(3, first=10)
+        await wait_until(lambda: {10, 11, 12} <= set(club.handled), description="the subscriber resumed")
+
+
+async def test_a_storm_of_killed_connections_loses_nothing(live: RedisTransport, server: Any) -> None:
+    """CLIENT KILL of everybody, again and again, under load."""
+    club = Club(live)
+    async with club.running():
+        for first in range(0, 400, 20):
+            await club.publish(20, first=first)
+            server.client.execute_command("CLIENT", "KILL", "TYPE", "normal", "SKIPME", "yes")
+        await club.finished()
+
+    assert {n for n in range(400) if n % 10 != 7} == set(club.handled)
+
+
+async def test_a_full_server_is_drained_and_what_cannot_be_buried_waits(live: RedisTransport, server: Any) -> None:
+    """Acks work without memory; retries and dead letters are written when there is some again."""
+    club = Club(live)
+    await club.publish(20)
+    server.fill()
+    async with club.running():
+        await wait_until(lambda: len(club.handled) == 16, description="what needs no memory is handled")
+        assert [] == await live.dead_letters(S, "g")
+        server.client.config_set("maxmemory", 0)
+        await club.finished()
+
+    assert 2 == len(await live.dead_letters(S, "g"))
+    assert {n for n in range(20) if n % 10 != 7} == set(club.handled)
+
+
+async def test_a_key_of_the_wrong_type_is_said_and_ends_the_run(live: RedisTransport, server: Any) -> None:
+    """Waiting would not help."""
+    server.client.set(S, "a string")
+
+    with pytest.raises(Exception, match="WRONGTYPE.*choose another stream name"):
+        await Club(live).subscriber.run()
+
+
+async def test_twenty_thousand_messages_reach_two_groups_of_two_consumers_each(live: RedisTransport) -> None:
+    """Each group handles each id, nothing is pending, nothing is left."""
+    await Club(live).publish(2000)
+    clubs = [Club(live) for _ in range(2)]
+    async with AsyncExitStack() as stack:
+        for club in clubs:
+            await stack.enter_async_context(club.running())
+        await clubs[0].finished()
+
+    assert sorted(n for n in range(2000) if n % 10 != 7) == sorted(clubs[0].handled + clubs[1].handled)
+
+
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_both_protocols_are_read_alike(redis_server: LiveServer, server: Any, protocol: int) -> None:
+    """RESP2 and RESP3."""
+    separator = "&" if "?" in redis_server.url else "?"
+    async with RedisTransport(f"{redis_server.url}{separator}protocol={protocol}", stream=S) as transport:
+        club = Club(transport)
+        await club.publish(20)
+        async with club.running():
+            await club.finished()
+
+    assert {n for n in range(20) if n % 10 != 7} == set(club.handled)
+
+
+async def test_an_idle_subscriber_is_quiet(live: RedisTransport, proxy: FaultProxy) -> None:
+    """It waits on the server: few commands, none of them in a hurry."""
+    async with RedisTransport(proxy.url, stream=S) as through:
+        club = Club(through, lease=30.0)
+        async with club.running():
+            await wait_until(lambda: proxy.commands["xreadgroup"] >= 2, description="the second read began")
+
+    assert proxy.commands.total() < 30
