@@ -113,7 +113,8 @@ class Handler:
     async def __call__(self, message: Message, arguments: dict[str, Any]) -> Any:
         if not self.in_thread:
             return await self.function(message, **arguments)
-        result = await to_thread.run_sync(functools.partial(self.function, message, **arguments))
+        # In a tuple, since trio lets no awaitable out of a thread; what a decorator made of an async function returns one.
+        (result,) = await to_thread.run_sync(lambda: (self.function(message, **arguments),))
 
         return await result if inspect.isawaitable(result) else result
 

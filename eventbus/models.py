@@ -29,7 +29,7 @@ M = TypeVar("M", bound=Raises)
 
 
 class Messages(list[Message]):
-    """A list of messages that remembers when each was added.
+    """A list of messages that remembers when each was added, so that they can be put in order with those of other models.
 
     It is equal to a plain list with the same messages. A repository that has seen its model is told of the first addition after each
     collection, so that collecting costs as much as was raised and not as much as was seen.
@@ -88,7 +88,10 @@ class Messages(list[Message]):
             value = list(value)
             if self.observer is not None and not self and value:
                 self.observer.append(self)
-            self.moments[index] = [moment() for _ in value]
+            start, stop, step = index.indices(len(self))
+            if step == 1:  # like insert: what comes in counts as raised when its neighbour was
+                after = self.moments[max(start, stop) : max(start, stop) + 1]
+                self.moments[index] = after * len(value) or [moment() for _ in value]
         super().__setitem__(index, value)
 
     def __delitem__(self, index: SupportsIndex | slice, /) -> None:

@@ -26,7 +26,7 @@ import msgspec
 
 from eventbus.bus import MessageBus
 from eventbus.envelope import CONTENT_TYPE, JSON, decode, split_type
-from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, excerpt
+from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, TransportError, excerpt
 from eventbus.messages import Message, check_name
 from eventbus.retry import Policy, exponential
 from eventbus.transport import Delivery, Subscribe, Subscription, Transport, start_position
@@ -71,6 +71,8 @@ def verdict(error: Exception | None, attempt: int, policy: Policy) -> Ack | Agai
         case DecodeError():
             return Bury("undecodable", error)
     delay = policy(attempt, error)
+    if delay is not None and not 0 <= delay < float("inf"):
+        raise ConfigurationError(f"a retry policy answers with seconds, zero or more, or None to give up; this one said {delay!r}")
 
     return Bury("attempts exhausted", error) if delay is None else Again(delay, error)
 
@@ -130,15 +132,19 @@ class Subscriber:
             raise ConfigurationError(f"Subscriber(streams={self.streams!r}): give a list of stream names, like ['reading-club']")
         for stream in self.streams:
             check_name("stream", stream)
+        if len(set(self.streams)) < len(self.streams):
+            raise ConfigurationError(f"Subscriber(streams={self.streams!r}): a stream is named twice")
         check_name("group", self.group)
         start_position(self.start)
         if not isinstance(self.bus, MessageBus):
             raise ConfigurationError(f"Subscriber(bus={self.bus!r:.80}): give a MessageBus")
         if isinstance(self.transport, str):
             raise ConfigurationError(f"Subscriber(transport=…) is a URL; write transport=connect({self.transport!r:.20}…)")
-        for name, least in (("concurrency", 1), ("lease", 0.05), ("grace", 0), ("max_crashes", 1)):
-            if not getattr(self, name) >= least:
-                raise ConfigurationError(f"Subscriber({name}={getattr(self, name)!r}): it is {least} or more")
+        for name, kind, least in (("concurrency", int, 1), ("lease", float, 0.05), ("grace", float, 0), ("max_crashes", int, 1)):
+            value = getattr(self, name)
+            if not isinstance(value, (int, kind)) or not value >= least:
+                what = "a whole number" if kind is int else "seconds"
+                raise ConfigurationError(f"Subscriber({name}={value!r}): {what}, {least} or more")
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Handle deliveries until cancelled. ``await tg.start(subscriber.run)`` returns once the groups exist.
@@ -156,24 +162,28 @@ class Subscriber:
             max_crashes=self.max_crashes,
             on_lost=run.lose,
         )
+        error: BaseException | None = None
         self._runs.add(run)
         try:
-            async with anyio.create_task_group() as outer:
-                outer.start_soon(run.wait_for_cancellation)
-                with anyio.CancelScope() as scope:
-                    async with self.transport.subscribe(request) as subscription:
-                        scope.shield = True  # from here on a cancellation is a drain
-                        task_status.started()
-                        await run.consume(subscription)
-                outer.cancel_scope.cancel()
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(run.serve, request)
+                task_status.started()
+                try:
+                    await anyio.sleep_forever()
+                finally:
+                    run.stopping.set()
         except BaseExceptionGroup as group:
-            raise _only_one(group) from None
+            error = _only_one(group)
         finally:
             self._runs.discard(run)
+            run.send.close()
+            run.receive.close()
             logger.info(
                 "%s/%s: stopped; %d handled, %d retried, %d buried, %d ignored",
                 "+".join(self.streams), self.group, run.handled, run.retried, run.buried, run.ignored,
             )  # fmt: skip
+        if error is not None:  # raised here, so that its own cause is still its cause
+            raise error
 
     def statistics(self) -> Statistics:
         """What the running `run()` of this object does, all of them together; zeros when none is."""
@@ -213,11 +223,15 @@ class _Run:
         self.names = {split_type(name)[0] for name in subscriber.bus.types()}
         self.make = subscriber.unit_of_work or _plain
 
-    async def wait_for_cancellation(self) -> None:
-        try:
-            await anyio.sleep_forever()
-        finally:
-            self.stopping.set()
+    async def serve(self, request: Subscribe, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+        """Join the groups, and work until told to stop. In a task of its own: a cancellation of `run`, also asyncio's, is not ours."""
+        with anyio.CancelScope() as scope:
+            async with self.subscriber.transport.subscribe(request) as subscription:
+                scope.shield = True  # from here on a cancellation is a drain
+                task_status.started()
+                await self.consume(subscription)
+        if not self.stopping.is_set():
+            raise TransportError(f"{subscription!r} delivered nothing, though nobody stopped it: this transport breaks its promise")
 
     async def consume(self, subscription: Subscription) -> None:
         """Read and handle until told to stop; then finish, and give back the rest."""
@@ -236,7 +250,6 @@ class _Run:
             self._take_back()
             with anyio.CancelScope(shield=True):
                 await subscription.release(self.left)
-            self.receive.close()
 
     def lose(self, delivery: Delivery) -> None:
         """Another consumer has taken this over: cancel its handler; its outcome is discarded."""
@@ -300,13 +313,13 @@ class _Run:
 
     async def _work(self, subscription: Subscription) -> None:
         """Handle one delivery after another. A handler whose lease is lost takes its scope with it, so there is one scope per loss."""
-        ended = False
-        while not ended:
+        more = True
+        while more:
             with anyio.CancelScope() as scope:
-                await self._work_until_lost(subscription, scope)
-                ended = True
+                more = await self._work_until_lost(subscription, scope)
 
-    async def _work_until_lost(self, subscription: Subscription, scope: anyio.CancelScope) -> None:
+    async def _work_until_lost(self, subscription: Subscription, scope: anyio.CancelScope) -> bool:
+        """Whether there may be more to do, in another scope."""
         receive_nowait, running = self.receive.receive_nowait, self.running
         while True:
             if self.suspects and not self.suspect_running:
@@ -318,9 +331,9 @@ class _Run:
                     try:
                         delivery = await self.receive.receive()
                     except anyio.EndOfStream:
-                        return
+                        return False
                 except anyio.EndOfStream:
-                    return
+                    return False
             if delivery.lost:
                 self._done()
                 continue
@@ -340,6 +353,8 @@ class _Run:
             finally:
                 del running[delivery]
                 self._done()
+            if delivery.lost:  # while its end was shielded, so the scope is cancelled all the same
+                return True
 
     async def _handle_suspect(self, subscription: Subscription, delivery: Delivery) -> None:
         """One that a dead process held: one at a time, and counted before it starts."""
@@ -365,12 +380,17 @@ class _Run:
                 uow = await uow
             async with uow:
                 await self.subscriber.bus.handle(message, uow, delivery=delivery)
-                if uow.status is TransactionStatus.running:
+                if uow._ended is None:
                     await uow.commit()
             if uow.status is TransactionStatus.streaming:
                 await uow.close()
         except Exception as exc:
             error = exc
+        except anyio.get_cancelled_exc_class() as exc:
+            if anyio.get_current_task().has_pending_cancellation():
+                raise
+            error = RuntimeError("the handler awaited something that somebody else has cancelled")
+            error.__cause__ = exc
         if delivery.lost:
             return
         self.last_progress = anyio.current_time()
@@ -447,10 +467,13 @@ def _title(delivery: Delivery) -> str:
     return f"{delivery.stream}/{delivery.group} {delivery.entry_id} {excerpt(type.decode(errors='replace'), 80)}"
 
 
-def _only_one(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The error in a group of one, however deep; else the group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
+def _only_one(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The error in a group of one, however deep; else the group. A cancellation beside an error is no error."""
+    _, errors = group.split(anyio.get_cancelled_exc_class())
+    while errors is not None and len(errors.exceptions) == 1:
+        [error] = errors.exceptions
+        if not isinstance(error, BaseExceptionGroup):
+            return error
+        errors = error
 
-    return error
+    return errors or group

@@ -36,8 +36,9 @@ async def main() -> None:
         async with UnitOfWork(transport=transport) as uow:
             await bus.handle(RegisterBook(title="Solaris"), uow)
     except TransactionError as exc:
-        print("forgotten:", exc)
-    print("in the stream:", [f"{event['type']} {event['payload']!s}" for event in transport.events])
+        print(f"without a commit: {type(exc).__name__}")
+    for event in transport.events:
+        print("in the stream:", event["type"], event["payload"])
 
 
 anyio.run(main)
@@ -45,5 +46,5 @@ anyio.run(main)
 # Output:
 # before the commit: []
 # after the commit: [BookRegistered(title='Dune')]
-# forgotten: UnitOfWork was left without commit() or rollback(): it was rolled back and nothing was published; end the block with `await uow.commit()`
-# in the stream: ['book_registered_v1 {"title":"Dune"}']
+# without a commit: TransactionError
+# in the stream: book_registered_v1 {"title":"Dune"}

@@ -1,13 +1,18 @@
-"""The contract of `eventbus.transport`, over every transport that there is."""
+"""The contract of `eventbus.transport`, over every transport that there is: memory, fakeredis, and each server on this machine."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import anyio.lowlevel
 import pytest
+import redis
 
 from eventbus import MemoryTransport
+from eventbus.redis import RedisTransport
 from eventbus.testing import TransportContract
+from eventbus.testing.fake_redis import fake_client
+from eventbus.testing.servers import LiveServer, find_servers, live_server
 
 
 class TestMemory(TransportContract):
@@ -23,5 +28,53 @@ class TestMemory(TransportContract):
         for _ in range(10):
             await anyio.lowlevel.checkpoint()
 
-    def time(self, transport: Any) -> float:
+    def time(self, transport: MemoryTransport) -> float:
         return transport.clock.time()
+
+
+class OverRedis(TransportContract):
+    """What the runs over Redis have in common: asyncio, real time, and a consumer that can be made to stand still."""
+
+    @pytest.fixture
+    def anyio_backend(self) -> str:
+        return "asyncio"
+
+    async def freeze(self, subscription: Any) -> None:
+        async def nothing() -> None:
+            pass
+
+        subscription._renew = nothing
+
+    async def thaw(self, subscription: Any) -> None:
+        del subscription._renew
+        subscription._beat.set()
+
+
+class TestFakeRedis(OverRedis):
+    """The real adapter on fakeredis: no server, and no time saved either."""
+
+    @pytest.fixture
+    async def transport(self) -> AsyncIterator[RedisTransport]:
+        async with RedisTransport(fake_client()) as transport:
+            yield transport
+
+
+SERVERS = find_servers()
+
+
+@pytest.fixture(scope="module", params=SERVERS, ids=[f"{path.parent.name}-{path.name}" for path in SERVERS])
+def server(request: pytest.FixtureRequest) -> Iterator[LiveServer]:
+    executable: Path = request.param
+    with live_server(executable=executable) as server:
+        yield server
+
+
+class TestServers(OverRedis):
+    """The real adapter on real servers."""
+
+    @pytest.fixture
+    async def transport(self, server: LiveServer) -> AsyncIterator[RedisTransport]:
+        async with RedisTransport(server.url) as transport:
+            yield transport
+        with redis.Redis.from_url(server.url) as client:
+            client.flushall()

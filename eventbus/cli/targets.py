@@ -115,7 +115,7 @@ def _its_subscribers(module: ModuleType) -> str:
 def _modules_beside(name: str) -> list[str]:
     """The names that could have been meant: modules in the same package, or in the current directory."""
     parent, _, _ = name.rpartition(".")
-    places = list(sys.modules[parent].__path__) if parent in sys.modules else [os.getcwd()]
+    places = list(getattr(sys.modules[parent], "__path__", ())) if parent in sys.modules else [os.getcwd()]
     prefix = f"{parent}." if parent else ""
     names = [prefix + module.name for module in pkgutil.iter_modules(places)]
     if not parent:  # a folder without an __init__.py is a package too

@@ -60,6 +60,7 @@ class RedisSubscription:
         self._reader = Link(endpoint)
         self._reader_id: int | None = None
         self._reading = False
+        self._busy = True
         self._control = Channel(endpoint)
         self._gate = Gate(f"{'+'.join(request.streams)}/{request.group}")
         self._stopped = asyncio.Event()
@@ -160,38 +161,53 @@ class RedisSubscription:
     async def _read(self, limit: int) -> list[Delivery]:
         """What is new, waiting for it; acks go along.
 
-        COUNT holds per stream, so it is the limit's part of each. A limit smaller than the number of streams is kept by asking one after
-        the other; only when all are empty does one read wait on all of them, and what may then come at once beyond the limit is kept.
+        COUNT holds per stream, so a limit is divided: while there is much to read, most of it goes to the streams and the rest to the
+        retry streams, without waiting. Only when all are empty does one read wait on all of them.
         """
-        sources = list(self._sources)
-        if limit < len(sources):
-            for source in sources:
+        streams, retries = [keys.stream for keys in self._keys], [keys.retry for keys in self._keys]
+        if limit < len(self._sources):
+            for source in self._sources:
                 reply = await self._reader.run(self._xreadgroup(limit, None, source))
                 if found := self._deliveries(reply):
                     return found
+        elif self._busy:
+            share = max(1, limit // (8 * len(retries)))
+            rest = max(1, (limit - share * len(retries)) // len(streams))
+            found = await self._ask(
+                [self._xreadgroup(share, None, *retries), self._xreadgroup(rest, None, *streams)], REPLY_TIMEOUT
+            )
+            if found:
+                return found
         wait = min([self._sweep_at, *self._due_at.values()]) - time.monotonic()
         block = max(1, int(min(BLOCK, wait) * 1000))
-        acks = self._take_acks()
         began = time.monotonic()
         self._reading = True
         try:
-            *settled, reply = await self._reader.call(
-                *acks, self._xreadgroup(max(1, limit // len(sources)), block, *sources), timeout=block / 1000 + REPLY_TIMEOUT
+            found = await self._ask(
+                [self._xreadgroup(max(1, limit // len(self._sources)), block, *self._sources)], block / 1000 + REPLY_TIMEOUT
             )
+        finally:
+            self._reading = False
+        self._busy = bool(found)
+        if time.monotonic() - began > block / 1000 + 1:
+            self._let_others_renew()
+        self._ready.extend(found[limit:])
+
+        return found[:limit]
+
+    async def _ask(self, reads: list[tuple[Any, ...]], timeout: float) -> list[Delivery]:
+        """Acks and reads in one write; what the reads brought."""
+        acks = self._take_acks()
+        try:
+            replies = await self._reader.call(*acks, *reads, timeout=timeout)
         except BaseException:
             if acks:
                 self._put_acks_back()
             raise
-        finally:
-            self._reading = False
         if acks:
-            self._acks_done(settled)
-        if time.monotonic() - began > block / 1000 + 1:
-            self._let_others_renew()
-        found = self._deliveries(checked(reply, self._endpoint))
-        self._ready.extend(found[limit:])
+            self._acks_done(replies[: len(acks)])
 
-        return found[:limit]
+        return [found for reply in replies[len(acks) :] for found in self._deliveries(checked(reply, self._endpoint))]
 
     def _xreadgroup(self, count: int, block: int | None, *sources: str) -> tuple[Any, ...]:
         waiting = () if block is None else ("BLOCK", block)

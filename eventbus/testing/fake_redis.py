@@ -51,8 +51,9 @@ class FakeConnection(FakeAsyncRedisConnection):
         socket: Any = self._sock
         await super().disconnect(nowait, **kwargs)
         if socket is not None and socket._blocked:
-            socket._unblock_reason = b"timeout"
-            socket._db.wake_all()
+            with socket._server.lock:
+                socket._unblock_reason = b"timeout"
+                socket._db.wake_all()
 
 
 def _read(xreadgroup: Callable[[bool], Any], first: bool) -> Any:

@@ -90,9 +90,9 @@ async def write_letter(event: BookRegistered, delivery: Delivery) -> None:
         _tell("holds", delivery, event, "has begun a long letter about")
         await anyio.sleep_forever()  # until the demo kills this process
     if event.title == BUSY and delivery.attempt == 1:
-        raise ConnectionError(f"the mail server is busy, no letter about {event.title!r}")
+        raise ConnectionError(f"the mail server is busy ({event.title!r})")
     if event.title == POISON:
-        raise ValueError(f"nobody can write about the {event.title!r}")
+        raise ValueError(f"nobody can write about {event.title!r}")
     _tell("handled", delivery, event, "sent a letter about")
 
 

@@ -156,8 +156,9 @@ class _Demo:
             if record.get("step") == "holds":
                 worker.kill()
                 self.held[record["group"], record["id"]] = worker.name
-                self.screen.say(worker.name, "killed, with that in hand (SIGKILL)", "red")
-        if not worker.killed:
+        if worker.killed:
+            self.screen.say(worker.name, "was killed, with that in hand (SIGKILL)", "red")
+        else:
             raise Failure(
                 f"{worker.name} ended by itself, exit code {worker.exit_code}: {worker.last_words or 'it said nothing'}"
             )
@@ -184,8 +185,9 @@ class _Demo:
             self.screen.say(who, f"reads {self.stream}")
         elif record["level"] in ("warning", "error"):
             self.changed.set()
-            for group in club.GROUPS:
+            for group in club.GROUPS:  # which who says it shows already
                 text = text.removeprefix(f"{self.stream}/{group} ")
+            text = text.replace(f" {club.BookRegistered.metadata.type}: ", ": ", 1)
             self.screen.say(who, text, "yellow" if record["level"] == "warning" else "red")
 
     async def _wait_until_settled(self) -> None:

@@ -1,0 +1,257 @@
+"""What the README says is so: its code runs, its output is what comes out, and its commands are the ones that the gate runs."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from eventbus.cli.endings import Code
+from eventbus.connect import connect
+from eventbus.embedded import EmbeddedServer, find_executable
+from eventbus.errors import ConfigurationError
+from tests.cli.conftest import Process, environment
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+needs_server = pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to embed")
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+    """The fenced blocks: language and content."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+def files() -> dict[str, str]:
+    """The Python blocks, by the file name in their first line."""
+    return {
+        re.findall(r"\A# (\w+\.py)$", code, re.MULTILINE)[0]: code for language, code in blocks(README) if language == "python"
+    }
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Path]:
+    """A directory with the files of the README."""
+    for name, code in files().items():
+        (tmp_path / name).write_text(code)
+    yield tmp_path
+
+
+def test_it_opens_with_the_two_commands() -> None:
+    language, first = blocks(README)[0]
+
+    assert "sh" == language
+    assert [
+        "python3 -m venv .venv && .venv/bin/pip install -qe '.[demo]' && .venv/bin/eventbus demo",
+        "python3 -m venv .venv && .venv/bin/pip install -qe '.[test]' && .venv/bin/python -m pytest -q",
+    ] == first.splitlines()
+
+
+def test_the_example_prints_what_it_says(shelf: Path) -> None:
+    found = blocks(README)
+    [expected] = [
+        output
+        for (_, code), (language, output) in zip(found, found[1:], strict=False)
+        if code.startswith("# library.py") and language == "text"
+    ]
+    ran = subprocess.run(
+        [sys.executable, "library.py"], cwd=shelf, env=environment(), capture_output=True, text=True, timeout=30, check=False
+    )
+
+    assert (0, "", expected) == (ran.returncode, ran.stderr, ran.stdout)
+    assert len(ast.parse(files()["library.py"]).body) < 20
+
+
+def test_the_test_passes(shelf: Path) -> None:
+    """In a project that is configured for nothing, on every backend of anyio that is installed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:valkey", "test_mailer.py"]
+    (shelf / "conftest.py").write_text(plugin_unless_installed())
+    ran = subprocess.run(command, cwd=shelf, env=environment(), capture_output=True, text=True, timeout=50, check=False)
+
+    assert 0 == ran.returncode, ran.stdout + ran.stderr
+    assert re.search(r"^\d passed", ran.stdout, re.MULTILINE), ran.stdout
+
+
+def plugin_unless_installed() -> str:
+    """Where the package is only on the path, and not installed, pytest has to be told of its plugin."""
+    from importlib.metadata import entry_points
+
+    installed = any(entry.value == "eventbus.testing.plugin" for entry in entry_points(group="pytest11"))
+
+    return "" if installed else "pytest_plugins = ['eventbus.testing.plugin']\n"
+
+
+@needs_server
+def test_the_service_runs(shelf: Path) -> None:
+    """`eventbus run mailer`, and a message that is published where it listens."""
+    publish = (
+        "import anyio, sys\nfrom eventbus import UnitOfWork, connect\nfrom library import BookRegistered\n"
+        "async def main():\n"
+        "    async with connect(sys.argv[1]) as transport, UnitOfWork(transport=transport) as uow:\n"
+        "        uow.emit(BookRegistered(title='Dune'))\n"
+        "        await uow.commit()\n"
+        "anyio.run(main)\n"
+    )
+    with EmbeddedServer() as server:
+        command = [sys.executable, "-m", "eventbus", "run", "mailer", "--url", server.url]
+        with Process(command, shelf, environment()) as mailer:
+            mailer.line("mailer reads reading-club")
+            subprocess.run([sys.executable, "-c", publish, server.url], cwd=shelf, env=environment(), check=True, timeout=30)
+            mailer.line("letter: new on the shelf, Dune")
+            mailer.signal(15)
+
+            assert 0 == mailer.end()
+
+
+# ---------------------------------------------------------------------------------------------------------------- the demo
+
+
+@needs_server
+def test_the_demo_prints_what_is_shown() -> None:
+    """The same steps and the same table; who does them, when and in which order is new each time."""
+    [shown] = [text for language, text in blocks(README) if language == "text" and "published = acked" in text]
+    ran = subprocess.run(
+        [sys.executable, "-m", "eventbus", "demo"],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=True,
+    )
+
+    assert steps(ran.stdout) == steps(shown)
+    assert "again: its ack died" in shown, "what the README says about it is to be seen in it"
+
+
+def steps(output: str) -> set[str]:
+    """The lines without what is new each time: times, process ids, entry ids, and what had to be done again."""
+    lines: set[str] = set()
+    for line in output.splitlines():
+        line = re.sub(r"^ *\d+\.\d\d s +", "", line).strip()
+        line = re.sub(r"(mailer|catalog) \d+\b", r"\1 N", line)
+        line = re.sub(r"\d{13}-\d+", "ID", line)
+        line = re.sub(r"again in [\d.]+ s", "again in X s", line)
+        line = re.sub(r"(Valkey|Redis) [\d.]+", "a server", line)
+        if line and "again: its ack died" not in line:
+            lines.add(re.sub(r" +", " ", line))
+
+    return lines
+
+
+# ---------------------------------------------------------------------------------------------------------------- the rest
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_its_links_lead_somewhere(page: Path) -> None:
+    """Files that are there, and headings."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        path, _, heading = target.partition("#")
+        if "://" in target:
+            continue
+        linked = (page.parent / path) if path else page
+
+        assert linked.exists(), target
+        if heading:
+            headings = [
+                re.sub(r"[^\w -]", "", line).strip().lower().replace(" ", "-")
+                for line in re.findall(r"^#+ (.*)$", linked.read_text(), re.M)
+            ]
+
+            assert heading in headings, target
+
+
+def test_the_urls_are_those_that_connect_knows() -> None:
+    rows = re.findall(r"^\| `(\w+)://", README, re.MULTILINE)
+    with pytest.raises(ConfigurationError) as told:
+        connect("nonsense://")
+
+    assert sorted(rows) == sorted(re.findall(r"^  (\w+)://", str(told.value), re.MULTILINE))
+
+
+def test_the_exit_codes_are_those_of_the_command() -> None:
+    assert [int(code) for code in re.findall(r"^\| (\d+) \|", README, re.MULTILINE)] == list(Code)
+
+
+def test_every_file_of_the_package_is_found_in_the_architecture() -> None:
+    """Each module, or the folder it is in, is named in the table."""
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    linked = {(ROOT / "docs" / target).resolve() for target in re.findall(r"\]\((\.\./eventbus[^)]*)\)", page)}
+    package = ROOT / "eventbus"
+    missing = [
+        path.relative_to(ROOT).as_posix()
+        for path in package.rglob("*.py")
+        if not linked & {path, *path.parents} and path.name not in ("__init__.py", "__main__.py")
+    ]
+
+    assert {"eventbus/redis/dead_letters.py", "eventbus/redis/entries.py", "eventbus/redis/transport.py"} >= set(missing)
+
+
+@needs_server
+def test_the_rights_in_operations_are_enough(tmp_path: Path) -> None:
+    """A user with them, and no others, publishes, consumes, retries, buries and requeues."""
+    import redis
+
+    [rule] = [text for language, text in blocks((ROOT / "docs" / "operations.md").read_text()) if text.startswith("ACL SETUSER")]
+    code = tmp_path / "service.py"
+    code.write_text(SERVICE)
+    with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
+        client.execute_command(*rule.split())
+        url = server.url.replace("unix://", "unix://club:password@")
+        ran = subprocess.run(
+            [sys.executable, str(code), url], env=environment(), capture_output=True, text=True, timeout=30, check=False
+        )
+        refused = {entry["object"] for entry in client.acl_log()}
+
+    assert (0, "", "True\n") == (ran.returncode, ran.stderr, ran.stdout)
+    assert refused <= {"client|setinfo"}, "redis-py tells its name and goes on when it may not"
+
+
+SERVICE = """
+import logging, sys
+import anyio
+from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Subscriber, UnitOfWork, connect, exponential
+from eventbus.testing import drain
+
+logging.disable()
+
+
+class Tick(Event):
+    metadata = Metadata(name="tick", published=True)
+    number: int
+
+
+bus = MessageBus()
+
+
+@bus.listen
+async def tick(event: Tick, delivery: Delivery) -> None:
+    if event.number == 1 and delivery.attempt == 1:
+        raise ValueError("again")
+    if event.number == 2:
+        raise Reject("never")
+
+
+async def main() -> None:
+    async with connect(sys.argv[1], stream="reading-club") as transport:
+        async with UnitOfWork(transport=transport) as uow:
+            for number in range(3):
+                uow.emit(Tick(number=number))
+            await uow.commit()
+        ticker = Subscriber(
+            bus=bus, transport=transport, streams=["reading-club"], group="ticker", retry=exponential(base=0.05), lease=1.0
+        )
+        first = await drain(ticker)
+        [letter] = await transport.dead_letters("reading-club", "ticker")
+        requeued = await transport.requeue(letter)
+        second = await drain(ticker)
+        print((first.handled, first.retried, first.buried, requeued, second.buried) == (2, 1, 1, True, 1))
+
+
+anyio.run(main)
+"""
