@@ -546,6 +546,8 @@ class RedisSubscription:
             if key in self._held:
                 await self._control.run(command)
                 self._held.pop(key, None)
+                self._due_at[self._sources[key[0]].stream] = time.monotonic()  # it may have been a retry: ask when it is due
+                self._unblock()
             self._unsettled.pop(key, None)
 
     async def _reap(self) -> None:
