@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from eventbus.embedded import EmbeddedServer, find_executable
-from tests.cli.conftest import Process, environment
+from tests.processes import ROOT, Process, environment
 
-ROOT = Path(__file__).parents[1]
 EXAMPLES = sorted((ROOT / "examples").glob("[0-9]*.py"))
 
 needs_server = pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to embed")

@@ -812,7 +812,7 @@ def test_a_main_module_is_not_run(bus: MessageBus, project: Project) -> None:
 @pytest.mark.parametrize("name", ["", ".handlers", "..", None, 5, ModuleType("handlers")])
 def test_scan_takes_absolute_names(bus: MessageBus, name: Any) -> None:
     """A relative one would depend on who asks."""
-    with pytest.raises(ConfigurationError, match="give the absolute name of a module, like 'shop.service.handlers'"):
+    with pytest.raises(ConfigurationError, match=r"give the absolute name of a module, like 'shop.service.handlers'"):
         bus.scan(name)
 
 

@@ -238,7 +238,7 @@ def test_versions_are_counted_from_one(version: int) -> None:
 @pytest.mark.parametrize("name", ["", "-x", "a b", "a/b", "{a}", "ä", "x" * 129, "a\n", 7])
 def test_a_stream_has_a_name_that_fits_everywhere(name: str) -> None:
     """It becomes part of Redis keys."""
-    with pytest.raises(ConfigurationError, match="stream name .* use 1 to 128 letters, digits"):
+    with pytest.raises(ConfigurationError, match=r"stream name .* use 1 to 128 letters, digits"):
         Metadata(name="x", stream=name)
 
 

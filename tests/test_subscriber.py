@@ -104,9 +104,7 @@ def bus() -> MessageBus:
 
 @pytest.fixture
 def subscriber(bus: MessageBus, transport: Observed) -> Subscriber:
-    return Subscriber(
-        bus=bus, transport=transport, streams=[STREAM], group=GROUP, retry=exponential(jitter=0.0), grace=2.0
-    )
+    return Subscriber(bus=bus, transport=transport, streams=[STREAM], group=GROUP, retry=exponential(jitter=0.0), grace=2.0)
 
 
 @asynccontextmanager
@@ -281,9 +279,7 @@ async def test_a_detached_unit_of_work_is_committed_all_the_same(
     assert (["commit"], 1) == (log, done.handled)
 
 
-async def test_a_commit_that_fails_is_a_failed_attempt(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed
-) -> None:
+async def test_a_commit_that_fails_is_a_failed_attempt(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """The session says no the first time; the second is another unit of work."""
     log: list[str] = []
 
@@ -566,9 +562,7 @@ async def test_as_many_handlers_run_at_once_as_were_asked_for(
         assert (0, 0, 0) == await counts(transport)
 
 
-async def test_slow_handlers_leave_the_rest_to_others(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed
-) -> None:
+async def test_slow_handlers_leave_the_rest_to_others(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """What is in hand is what can be started, plus one: a peer that comes finds work."""
     release = anyio.Event()
 
@@ -590,9 +584,7 @@ async def test_slow_handlers_leave_the_rest_to_others(
 # ---------------------------------------------------------------------------------------------------------- start, stop
 
 
-async def test_start_returns_once_the_groups_exist(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed
-) -> None:
+async def test_start_returns_once_the_groups_exist(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """What is published after `tg.start(subscriber.run)` is seen, also by a group that begins at the end."""
     handle, handled = failing(ValueError, times=0)
     bus.add_listener(Registered, handle)
@@ -732,9 +724,7 @@ async def test_a_cancellation_before_it_has_joined_ends_it(subscriber: Subscribe
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_asyncios_own_cancellation_drains_as_well(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed
-) -> None:
+async def test_asyncios_own_cancellation_drains_as_well(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """`task.cancel()`, which is also what Ctrl-C does under `asyncio.run`, gives handlers their grace."""
     begun, release = asyncio.Event(), asyncio.Event()
     handled: list[int] = []
@@ -762,9 +752,7 @@ async def test_asyncios_own_cancellation_drains_as_well(
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
-async def test_a_stray_cancelled_error_is_a_failed_attempt(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed
-) -> None:
+async def test_a_stray_cancelled_error_is_a_failed_attempt(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """A handler that awaits a cancelled future was not cancelled itself: it failed, and the subscriber goes on."""
     handled: list[int] = []
 
@@ -1206,9 +1194,7 @@ async def test_what_came_from_a_stream_is_not_published_again(
         ({"lease": "30"}, "lease='30'"),
     ],
 )
-def test_a_mistake_is_found_where_it_is_made(
-    bus: MessageBus, transport: Observed, changes: dict[str, Any], text: str
-) -> None:
+def test_a_mistake_is_found_where_it_is_made(bus: MessageBus, transport: Observed, changes: dict[str, Any], text: str) -> None:
     """Not when the first message comes."""
     settings: dict[str, Any] = {"bus": bus, "transport": transport, "streams": [STREAM], "group": GROUP}
     with pytest.raises(ConfigurationError) as caught:

@@ -225,9 +225,7 @@ class TransportContract:
             deliveries = await self.take(subscription, 200)
 
         published = {
-            id: envelope.id
-            for number, ids in answers.items()
-            for id, envelope in zip(ids, batches[number], strict=True)
+            id: envelope.id for number, ids in answers.items() for id, envelope in zip(ids, batches[number], strict=True)
         }
 
         assert published == {delivery.entry_id: delivery.envelope.id for delivery in deliveries}
@@ -238,9 +236,7 @@ class TransportContract:
 
             assert sorted(places) == places
 
-    async def test_a_closed_transport_publishes_nothing_until_it_is_opened_again(
-        self, transport: Transport, stream: str
-    ) -> None:
+    async def test_a_closed_transport_publishes_nothing_until_it_is_opened_again(self, transport: Transport, stream: str) -> None:
         """And the error has what was not sent."""
         before, refused, after = things(stream, 3)
         await transport.publish([before])
@@ -725,9 +721,7 @@ class TransportContract:
 
     # ------------------------------------------------------------------------------------------------ leases and crashes
 
-    async def test_what_a_dead_consumer_held_goes_to_another_after_the_lease(
-        self, transport: Transport, stream: str
-    ) -> None:
+    async def test_what_a_dead_consumer_held_goes_to_another_after_the_lease(self, transport: Transport, stream: str) -> None:
         """As the same attempt, and as a suspect."""
         envelopes = things(stream, 3)
         await transport.publish(envelopes)
@@ -1141,9 +1135,7 @@ class TransportContract:
 
 def things(stream: str | None, count: int) -> list[Envelope]:
     """So many envelopes for a stream."""
-    return [
-        Envelope(new_id(), now(), "thing_happened_v1", b'{"number":%d}' % number, {}, stream) for number in range(count)
-    ]
+    return [Envelope(new_id(), now(), "thing_happened_v1", b'{"number":%d}' % number, {}, stream) for number in range(count)]
 
 
 def ids_of(deliveries: Sequence[Delivery]) -> list[str]:

@@ -25,9 +25,7 @@ from fakeredis import FakeAsyncRedisConnection, FakeServer
 
 def fake_client(server: FakeServer | None = None) -> redis.asyncio.Redis:
     """A client of a server that is in this process: a new and empty one, unless one is given."""
-    pool = redis.asyncio.ConnectionPool(
-        connection_class=FakeConnection, server=server or FakeServer(), legacy_responses=False
-    )
+    pool = redis.asyncio.ConnectionPool(connection_class=FakeConnection, server=server or FakeServer(), legacy_responses=False)
 
     return redis.asyncio.Redis(connection_pool=pool)
 

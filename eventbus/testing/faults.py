@@ -3,7 +3,7 @@
 ```python
 async with FaultProxy("redis://localhost:6379/0") as proxy:
     transport = RedisTransport(proxy.url)
-    proxy.cut("publish", after=True)          # the next publish is carried out, and its reply is lost
+    proxy.cut("publish", after=True)  # the next publish is carried out, and its reply is lost
     await transport.publish(envelopes)
     assert 1 == proxy.faults
 ```

@@ -162,9 +162,7 @@ def _dead(dead_letter: DeadLetter) -> str:
     fields = [word for pair in dead_letter.fields.items() for word in pair]
     error = f": {dead_letter.error_type}: {excerpt(dead_letter.error)}" if dead_letter.error_type else ""
 
-    return (
-        f"{dead_letter.entry_id} {_type(fields)}, {dead_letter.reason} at attempt {dead_letter.attempts}{error}"
-    )
+    return f"{dead_letter.entry_id} {_type(fields)}, {dead_letter.reason} at attempt {dead_letter.attempts}{error}"
 
 
 def _type(fields: Any) -> str:

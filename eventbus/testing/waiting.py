@@ -48,9 +48,7 @@ async def drain(subscriber: Subscriber, *, timeout: float = 30.0) -> Statistics:
     return statistics
 
 
-async def wait_until(
-    predicate: Callable[[], bool | Awaitable[bool]], *, description: str, timeout: float = 10.0
-) -> None:
+async def wait_until(predicate: Callable[[], bool | Awaitable[bool]], *, description: str, timeout: float = 10.0) -> None:
     """Wait until the predicate, which may be async, is true. `TimeoutError` with the description if it is not after so many seconds.
 
     For what has no event to wait for: the predicate is asked every few milliseconds.
@@ -105,8 +103,10 @@ def _what_is_left(subscriber: Subscriber, timeout: float, left: dict[str, Backlo
         for stream, backlog in left.items()
     ]
 
-    return "\n".join([
-        f"{subscriber.group!r} was not done after {timeout:g} s; it has still to handle",
-        *rows,
-        f"it has {done.running} handlers running, handled {done.handled}, retried {done.retried}, buried {done.buried}",
-    ])
+    return "\n".join(
+        [
+            f"{subscriber.group!r} was not done after {timeout:g} s; it has still to handle",
+            *rows,
+            f"it has {done.running} handlers running, handled {done.handled}, retried {done.retried}, buried {done.buried}",
+        ]
+    )

@@ -22,7 +22,8 @@ from eventbus import Envelope, MemoryTransport
 from eventbus.cli.demo.ledger import Ledger
 from eventbus.embedded import find_executable
 from eventbus.transport import Backlog, DeadLetter
-from tests.cli.conftest import ROOT, Command, Start, environment
+from tests.cli.conftest import Command, Start
+from tests.processes import ROOT, environment
 
 if TYPE_CHECKING:
     from eventbus.testing.servers import LiveServer

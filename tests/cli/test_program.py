@@ -10,7 +10,8 @@ import pytest
 
 import eventbus as package
 from eventbus.cli import commands
-from tests.cli.conftest import Command, environment
+from tests.cli.conftest import Command
+from tests.processes import environment
 
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":

@@ -130,7 +130,7 @@ def _subscriber(bus: MessageBus, group: str) -> Subscriber:
         group=group,
         concurrency=2,
         retry=exponential(attempts=3, base=0.2, factor=2.0),
-        lease=1.0,
+        lease=2.0,
         grace=2.0,
     )
 

@@ -174,7 +174,7 @@ class _Demo:
                     fate.taken_over += 1
                     text += f", which {former} had in hand"
                 elif id in fate.acked:
-                    text += " again: its ack died with the process (at least once)"
+                    text += " again: the first was not acked (at least once)"
                 elif attempt > 1:
                     text += f", at attempt {attempt}"
                 fate.acked[id] = max(attempt, fate.acked.get(id, 0))
