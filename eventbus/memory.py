@@ -11,7 +11,7 @@ import itertools
 import time
 import traceback
 from collections import deque
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
 from types import TracebackType
@@ -77,7 +77,7 @@ class MemoryTransport:
         self.envelopes: list[Envelope] = []
         """Every envelope that was published, in order."""
         self._streams: dict[str, _Stream] = {}
-        self._waiting: set[anyio.Event] = set()
+        self._changes = _Changes()
         self._holders = 0
         self._closed = False
 
@@ -123,27 +123,27 @@ class MemoryTransport:
         for envelope in envelopes:
             check_name("stream", envelope.stream or self.stream)
         await anyio.lowlevel.checkpoint()
-        ids = []
+        ids: list[str] = []
         for envelope in envelopes:
             stream = self._stream(envelope.stream or self.stream)
             id, added = stream.add(envelope, self.clock.time())
             ids.append(id)
             if added:
                 self.envelopes.append(envelope)
-        self._wake()
+        self._changes.happen()
 
         return ids
 
     @asynccontextmanager
-    async def subscribe(self, request: Subscribe, /) -> AsyncIterator[MemorySubscription]:
+    async def subscribe(self, request: Subscribe, /) -> AsyncGenerator[MemorySubscription]:
         await anyio.lowlevel.checkpoint()
-        groups = []
+        groups: list[_Group] = []
         for name in request.streams:
             stream = self._stream(check_name("stream", name))
             if request.group not in stream.groups:
                 stream.groups[request.group] = _Group(stream, request.group, stream.position(request.start))
             groups.append(stream.groups[request.group])
-        subscription = MemorySubscription(self, groups, request)
+        subscription = MemorySubscription(groups, request, self.clock, self._changes)
         self._holders += 1
         self._closed = False
         try:
@@ -151,7 +151,7 @@ class MemoryTransport:
         finally:
             self._holders -= 1
             subscription.close()
-            self._wake()
+            self._changes.happen()
 
     async def backlog(self, stream: str, group: str) -> Backlog:
         await anyio.lowlevel.checkpoint()
@@ -185,7 +185,7 @@ class MemoryTransport:
             return False
         fields = [item for pair in dead_letter.fields.items() for item in pair]
         state.retry.append(_Again(dead_letter.entry_id, fields, state.next_id(), 1, None, None))
-        self._wake()
+        self._changes.happen()
 
         return True
 
@@ -197,15 +197,7 @@ class MemoryTransport:
 
     def next_change(self) -> anyio.Event:
         """An event that is set when something is published or settled, or a consumer comes to a stop: for tests that wait."""
-        event = anyio.Event()
-        self._waiting.add(event)
-
-        return event
-
-    def _wake(self) -> None:
-        waiting, self._waiting = self._waiting, set()
-        for event in waiting:
-            event.set()
+        return self._changes.next()
 
 
 class MemorySubscription:
@@ -215,11 +207,12 @@ class MemorySubscription:
     `thaw`), and its leases then run out as they would.
     """
 
-    def __init__(self, transport: MemoryTransport, groups: list[_Group], request: Subscribe) -> None:
+    def __init__(self, groups: list[_Group], request: Subscribe, clock: Clock, changes: _Changes) -> None:
         self.consumer = new_consumer()
-        self._transport = transport
         self._groups = groups
         self._request = request
+        self._clock = clock
+        self._changes = changes
         self._held: dict[tuple[str, str], Delivery] = {}
         self._stopped = False
         self._frozen = False
@@ -233,29 +226,29 @@ class MemorySubscription:
         while not self._stopped:
             if not self._frozen and (found := self._take(limit)):
                 return found
-            event = self._transport.next_change()
+            event = self._changes.next()
             try:
-                await self._transport.clock.wait(event, None if self._frozen else self._next())
+                await self._clock.wait(event, None if self._frozen else self._next())
             finally:
-                self._transport._waiting.discard(event)
+                self._changes.forget(event)
 
         return []
 
     def stop(self) -> None:
         self._stopped = True
-        self._transport._wake()
+        self._changes.happen()
 
     def ack(self, delivery: Delivery, /) -> None:
         if self._alive:
             self._held.pop((delivery.source, delivery.source_id), None)
             self._group(delivery).settle(delivery)
-            self._transport._wake()
+            self._changes.happen()
 
     async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:
         group = await self._ours(delivery)
         if group is None:
             return False
-        now = self._transport.clock.time()
+        now = self._clock.time()
         again = _Again(
             delivery.entry_id,
             delivery.fields,
@@ -273,7 +266,7 @@ class MemorySubscription:
         group = await self._ours(delivery)
         if group is None:
             return False
-        now = utc(self._transport.clock.time())
+        now = utc(self._clock.time())
         id = group.next_id()
         group.dead[id] = DeadLetter(
             id=id,
@@ -313,7 +306,7 @@ class MemorySubscription:
                 held = group.pending[delivery.source, delivery.source_id]
                 group.orphan(held, 0.0, started=False)
                 self._held.pop((delivery.source, delivery.source_id), None)
-        self._transport._wake()
+        self._changes.happen()
 
     async def flush(self) -> None:
         await anyio.lowlevel.checkpoint()
@@ -328,13 +321,13 @@ class MemorySubscription:
         if self._frozen:
             return
         self._frozen = True
-        until = self._transport.clock.time() + self._request.lease
+        until = self._clock.time() + self._request.lease
         for delivery in self._held.values():
             group = self._group(delivery)
             held = group.pending.get((delivery.source, delivery.source_id))
             if held is not None and held.owner == self.consumer:
                 group.orphan(held, until, started=True)
-        self._transport._wake()
+        self._changes.happen()
 
     def thaw(self) -> None:
         """Go on: leases that are still ours are renewed, and those that are not are reported as lost. The dead stay dead."""
@@ -351,7 +344,7 @@ class MemorySubscription:
                 delivery.lost = True
                 if self._request.on_lost is not None:
                     self._request.on_lost(delivery)
-        self._transport._wake()
+        self._changes.happen()
 
     def close(self) -> None:
         """Give back whatever is still held."""
@@ -367,7 +360,7 @@ class MemorySubscription:
     def _take(self, limit: int) -> list[Delivery]:
         """What there is, from each stream in turn: the one that was asked first is asked last the next time, so that none goes short."""
         found: list[Delivery] = []
-        now = self._transport.clock.time()
+        now = self._clock.time()
         for group in self._groups:
             found += group.take(self, now, limit - len(found))
         self._groups.append(self._groups.pop(0))
@@ -393,10 +386,31 @@ class MemorySubscription:
     def _settled(self, group: _Group, delivery: Delivery) -> None:
         self._held.pop((delivery.source, delivery.source_id), None)
         group.settle(delivery)
-        self._transport._wake()
+        self._changes.happen()
 
     def _group(self, delivery: Delivery) -> _Group:
         return next(group for group in self._groups if group.stream.name == delivery.stream)
+
+
+class _Changes:
+    """Wakes whoever waits for something to happen."""
+
+    def __init__(self) -> None:
+        self._waiting: set[anyio.Event] = set()
+
+    def next(self) -> anyio.Event:
+        event = anyio.Event()
+        self._waiting.add(event)
+
+        return event
+
+    def forget(self, event: anyio.Event) -> None:
+        self._waiting.discard(event)
+
+    def happen(self) -> None:
+        waiting, self._waiting = self._waiting, set()
+        for event in waiting:
+            event.set()
 
 
 class _Stream:

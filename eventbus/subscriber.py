@@ -18,7 +18,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from inspect import isawaitable
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import anyio.abc
@@ -70,9 +70,13 @@ def verdict(error: Exception | None, attempt: int, policy: Policy) -> Ack | Agai
             return Again(seconds, error)
         case DecodeError():
             return Bury("undecodable", error)
+        case _:
+            pass
     delay = policy(attempt, error)
     if delay is not None and not 0 <= delay < float("inf"):
-        raise ConfigurationError(f"a retry policy answers with seconds, zero or more, or None to give up; this one said {delay!r}")
+        raise ConfigurationError(
+            f"a retry policy answers with seconds, zero or more, or None to give up; this one said {delay!r}"
+        )
 
     return Bury("attempts exhausted", error) if delay is None else Again(delay, error)
 
@@ -125,7 +129,7 @@ class Subscriber:
     lease: float = 30.0
     grace: float = 25.0
     max_crashes: int = 3
-    _runs: set[_Run] = field(default_factory=set, init=False, repr=False, compare=False)
+    _runs: set[_Run] = field(default_factory=set["_Run"], init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if isinstance(self.streams, str) or not self.streams:
@@ -231,7 +235,9 @@ class _Run:
                 task_status.started()
                 await self.consume(subscription)
         if not self.stopping.is_set():
-            raise TransportError(f"{subscription!r} delivered nothing, though nobody stopped it: this transport breaks its promise")
+            raise TransportError(
+                f"{self.subscription!r} delivered nothing, though nobody stopped it: this transport breaks its promise"
+            )
 
     async def consume(self, subscription: Subscription) -> None:
         """Read and handle until told to stop; then finish, and give back the rest."""
@@ -353,7 +359,7 @@ class _Run:
             finally:
                 del running[delivery]
                 self._done()
-            if delivery.lost:  # while its end was shielded, so the scope is cancelled all the same
+            if scope.cancel_called:  # lost while its end was shielded
                 return True
 
     async def _handle_suspect(self, subscription: Subscription, delivery: Delivery) -> None:
@@ -380,7 +386,7 @@ class _Run:
                 uow = await uow
             async with uow:
                 await self.subscriber.bus.handle(message, uow, delivery=delivery)
-                if uow._ended is None:
+                if uow._ended is None:  # pyright: ignore[reportPrivateUsage] - detached or not
                     await uow.commit()
             if uow.status is TransactionStatus.streaming:
                 await uow.close()
@@ -450,6 +456,8 @@ class _Run:
                     )  # fmt: skip
                     settled = await subscription.bury(delivery, reason=reason, error=error)
                     self.buried += settled
+                case Ack():
+                    pass  # not for an error
 
 
 def _plain(transport: Transport) -> UnitOfWork:
@@ -470,10 +478,9 @@ def _title(delivery: Delivery) -> str:
 def _only_one(group: BaseExceptionGroup[BaseException]) -> BaseException:
     """The error in a group of one, however deep; else the group. A cancellation beside an error is no error."""
     _, errors = group.split(anyio.get_cancelled_exc_class())
-    while errors is not None and len(errors.exceptions) == 1:
-        [error] = errors.exceptions
-        if not isinstance(error, BaseExceptionGroup):
-            return error
-        errors = error
+    any_group: Any = BaseExceptionGroup
+    found: Any = errors or group
+    while isinstance(found, any_group) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
 
-    return errors or group
+    return cast("BaseException", found)

@@ -316,7 +316,9 @@ class UnitOfWork:
     def _close(self) -> None:
         self.status = TransactionStatus.closed
         if self.__dict__ and self._forget():
-            logger.warning("%r: a model raised messages after the end of the transaction, and they are lost", self)
+            logger.warning(
+                "%s: a model raised messages after the end of the transaction, and they are lost", type(self).__qualname__
+            )
 
     def _forget(self) -> int:
         """Let go of the models, and drop what they have raised; how many messages that was."""
@@ -334,7 +336,7 @@ class UnitOfWork:
         try:
             await self.rollback()
         except Exception as exc:
-            logger.exception("rollback of %r failed: %s", self, exc)
+            logger.exception("rollback of %s failed: %s", repr(self), exc)  # as it is now, whenever the line is written
             if error is not None:
                 error.add_note(f"and the rollback failed: {exc!r}")
 

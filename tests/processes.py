@@ -10,9 +10,8 @@ ROOT = Path(__file__).parents[1]
 
 def environment(**variables: str) -> dict[str, str]:
     """That of this process without what speaks to the command, and with this source tree importable from anywhere."""
-    kept = {
-        name: value for name, value in os.environ.items() if not name.startswith(("EVENTBUS_URL", "EVENTBUS_DEBUG", "NO_COLOR"))
-    }
+    ours = ("EVENTBUS_", "NO_COLOR", "FORCE_COLOR", "TTY_")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(ours) or name == "EVENTBUS_CI_MARK"}
 
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}
 

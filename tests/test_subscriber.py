@@ -910,7 +910,7 @@ async def test_suspects_run_one_at_a_time_and_beside_the_others(
         nonlocal suspects_now, most
         suspects_now += delivery.suspect
         most = max(most, suspects_now)
-        await anyio.sleep(0)
+        await anyio.lowlevel.checkpoint()
         handled.append(event.number)
         suspects_now -= delivery.suspect
 

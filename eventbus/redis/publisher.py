@@ -166,4 +166,6 @@ def _command(stream: str, parts: list[tuple[_Job, int]]) -> tuple[Any, ...]:
         words.append(len(fields))
         words += fields
 
-    return PUBLISH.call(stream, *Keys(stream).published, args=words)
+    keys = Keys(stream)
+
+    return PUBLISH.call(stream, *keys.published, keys.added, args=words)

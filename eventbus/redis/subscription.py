@@ -20,11 +20,13 @@ from typing import Any, Final
 import anyio
 
 from eventbus.errors import Full, TransportError, Unavailable
+from eventbus.redis.audit import audit
 from eventbus.redis.dead_letters import dead_letter_words
 from eventbus.redis.entries import delivery_of, retried_entry
 from eventbus.redis.gate import Gate
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import REPLY_TIMEOUT, Channel, Endpoint, Link, checked, group_is_gone, translate
+from eventbus.redis.retention import Retention, prune, trim
 from eventbus.redis.scripts import ACK, BEGIN, BURY, DUE, JOIN, REAP, RELEASE, RENEW, RETRY, SWEEP
 from eventbus.transport import Delivery, Subscribe, new_consumer, start_position
 
@@ -38,7 +40,8 @@ ACK_WITHIN: Final = 0.01
 """Seconds after which acks are sent even if no read goes out that could carry them."""
 PER_CALL: Final = 500
 """Ids in one script, at most: more would stop the server for milliseconds."""
-REAP_EVERY: Final = 60.0
+TIDY_EVERY: Final = 60.0
+"""Seconds between two rounds of the janitor: dead consumers, old entries, dead letters, audit."""
 DEAD_AFTER: Final = 600.0
 """Seconds of silence after which a consumer that holds nothing is removed."""
 LEAVE_WITHIN: Final = 5.0
@@ -51,12 +54,14 @@ Key = tuple[str, str]
 class RedisSubscription:
     """One consumer of one group on some streams. Made by `join`."""
 
-    def __init__(self, endpoint: Endpoint, request: Subscribe) -> None:
+    def __init__(self, endpoint: Endpoint, request: Subscribe, retention: Retention) -> None:
         self.consumer = new_consumer()
         self._endpoint = endpoint
         self._request = request
+        self._retention = retention
         self._keys = [Keys(stream, request.group) for stream in request.streams]
         self._sources = {source: keys for keys in self._keys for source in (keys.stream, keys.retry)}
+        self._turns = deque(self._sources)
         self._reader = Link(endpoint)
         self._reader_id: int | None = None
         self._reading = False
@@ -77,7 +82,8 @@ class RedisSubscription:
         self._cursors: dict[str, str] = dict.fromkeys(self._sources, "0-0")
         self._sweep_at = 0.0
         self._due_at: dict[str, float] = {keys.stream: 0.0 for keys in self._keys}
-        self._reap_at = time.monotonic() + REAP_EVERY * random.random()
+        self._tidy_at = time.monotonic() + TIDY_EVERY * random.random()
+        self._audited: dict[str, int] = {}
         self._beat = asyncio.Event()
         self._asides: set[asyncio.Task[None]] = set()
 
@@ -90,9 +96,9 @@ class RedisSubscription:
 
     @classmethod
     @asynccontextmanager
-    async def join(cls, endpoint: Endpoint, request: Subscribe) -> AsyncIterator[RedisSubscription]:
+    async def join(cls, endpoint: Endpoint, request: Subscribe, retention: Retention) -> AsyncIterator[RedisSubscription]:
         """Enter the group; leave it at the end, giving back what is still held. A server that is not there yet is waited for."""
-        subscription = cls(endpoint, request)
+        subscription = cls(endpoint, request, retention)
         try:
             while not await subscription._made_groups():
                 pass
@@ -166,8 +172,9 @@ class RedisSubscription:
         """
         streams, retries = [keys.stream for keys in self._keys], [keys.retry for keys in self._keys]
         if limit < len(self._sources):
-            for source in self._sources:
-                reply = await self._reader.run(self._xreadgroup(limit, None, source))
+            for _ in self._sources:  # each in its turn, so that none goes short
+                self._turns.rotate(-1)
+                reply = await self._reader.run(self._xreadgroup(limit, None, self._turns[-1]))
                 if found := self._deliveries(reply):
                     return found
         elif self._busy:
@@ -506,8 +513,8 @@ class RedisSubscription:
                     self._beat.clear()
                     await self._renew()
                     next_beat = time.monotonic() + beat
-                if now >= self._reap_at:
-                    await self._reap()
+                if now >= self._tidy_at:
+                    await self._tidy()
             except (Unavailable, Full) as exc:
                 if not group_is_gone(exc):
                     await self._gate.wait(exc, asyncio.Event())
@@ -550,10 +557,18 @@ class RedisSubscription:
                 self._unblock()
             self._unsettled.pop(key, None)
 
-    async def _reap(self) -> None:
-        self._reap_at = time.monotonic() + REAP_EVERY * random.uniform(0.8, 1.2)
+    async def _tidy(self) -> None:
+        """The janitor's round: dead consumers, old entries, old dead letters, and whether the numbers add up."""
+        self._tidy_at = time.monotonic() + TIDY_EVERY * random.uniform(0.8, 1.2)
         for source in self._sources:
             await self._control.run(REAP.call(source, args=(self._request.group, int(DEAD_AFTER * 1000), self.consumer)))
+        for keys in self._keys:
+            await trim(self._control, keys.stream, self._retention)
+            await prune(self._control, keys, self._retention)
+            found = await audit(self._control, keys, interval=TIDY_EVERY * 0.8)
+            if found is not None and found.lost != self._audited.get(keys.stream, 0):
+                self._audited[keys.stream] = found.lost
+                logger.error("%s", found)
 
     async def _vanished(self, source: str, ids: list[str]) -> None:
         """Entries that were trimmed or deleted under our hands: settle, count and report them."""
@@ -573,7 +588,7 @@ class RedisSubscription:
         start = start_position(self._request.start)
         for keys in self._keys:
             made = await self._control.run(
-                JOIN.call(keys.stream, keys.retry, keys.state, args=(self._request.group, start, int(healing)))
+                JOIN.call(keys.stream, keys.retry, keys.state, keys.added, args=(self._request.group, start, int(healing)))
             )
             if made and (healing or made != b"start"):
                 logger.error(

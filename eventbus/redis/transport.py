@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -9,15 +10,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 import redis.asyncio
-import sniffio
 
 from eventbus.envelope import JSON, Codec, Envelope
 from eventbus.errors import ConfigurationError, PublishError, Refused
 from eventbus.messages import check_name
+from eventbus.redis.audit import Audit, audit
 from eventbus.redis.dead_letters import dead_letter_from, requeued_words
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel, Endpoint
 from eventbus.redis.publisher import Publisher
+from eventbus.redis.retention import Retention, trim
 from eventbus.redis.scripts import BACKLOG, REQUEUE
 from eventbus.redis.subscription import RedisSubscription
 from eventbus.transport import Backlog, DeadLetter, Subscribe
@@ -37,7 +39,7 @@ class RedisTransport:
 
     * `stream`: where envelopes go that name no stream.
     * `codec`: how payloads are written, `eventbus.envelope.JSON` or `MSGPACK`; both are always read.
-    * `retention`: how long entries are kept after every group has settled them.
+    * `retention`: how long entries are kept, and longer while a group has not settled them: a timedelta, or a `Retention` to say more.
     * `patience`: seconds for which a publish is tried again while the server does not answer.
     """
 
@@ -47,11 +49,13 @@ class RedisTransport:
         stream: str = "events",
         *,
         codec: Codec = JSON,
-        retention: timedelta = timedelta(days=7),
+        retention: timedelta | Retention = timedelta(days=7),
         patience: float = 3.0,
     ) -> None:
         self.stream = check_name("stream", stream)
         self.codec = codec
+        if isinstance(retention, timedelta):
+            retention = Retention(entries=retention, max_pin=max(4 * retention, timedelta(days=1)))
         self.retention = retention
         self.endpoint = Endpoint(source)
         self._publisher = Publisher(self.endpoint, self.stream, patience)
@@ -87,7 +91,7 @@ class RedisTransport:
         self._open()
         self._holders += 1
         try:
-            async with RedisSubscription.join(self.endpoint, request) as subscription:
+            async with RedisSubscription.join(self.endpoint, request, self.retention) as subscription:
                 yield subscription
         finally:
             await self._leave()
@@ -116,6 +120,18 @@ class RedisTransport:
 
         return bool(id)
 
+    async def audit(self, stream: str, group: str) -> Audit | None:
+        """Whether what was added since the group began is settled, pending or unread, or lost. None if there is no such group."""
+        self._open()
+
+        return await audit(self._channel, Keys(check_name("stream", stream), check_name("group", group)))
+
+    async def trim(self, stream: str) -> int:
+        """Remove what is older than the retention and settled by every group, now; how many entries went. Subscribers do it by themselves."""
+        self._open()
+
+        return await trim(self._channel, check_name("stream", stream), self.retention)
+
     async def delete(self, stream: str) -> None:
         """Delete a stream with everything that belongs to it: entries, groups, retries, dead letters. There is no way back."""
         self._open()
@@ -130,10 +146,12 @@ class RedisTransport:
         await self._channel.run(("DEL", *names))
 
     def _open(self) -> None:
-        if sniffio.current_async_library() != "asyncio":
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
             raise ConfigurationError(
                 "RedisTransport runs under asyncio, as redis-py does; under trio use memory://, or start with anyio.run(main)"
-            )
+            ) from None
         self.endpoint.start()
 
     async def _leave(self) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import secrets
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Any
 
 import anyio
+import anyio.abc
+import anyio.lowlevel
 import msgspec
 import pytest
 
@@ -93,15 +95,15 @@ class TransportContract:
 
     async def test_what_is_published_later_wakes_a_waiting_consumer(self, transport: Transport, stream: str) -> None:
         """Nobody has to ask again."""
+        [envelope] = things(stream, 1)
+        found: list[Delivery] = []
         async with transport.subscribe(self.request(stream)) as subscription, anyio.create_task_group() as tasks:
-            found: list[Delivery] = []
 
             async def wait() -> None:
                 found.extend(await self.take(subscription, 1))
 
             tasks.start_soon(wait)
-            await anyio.sleep(0)
-            [envelope] = things(stream, 1)
+            await anyio.lowlevel.checkpoint()
             await transport.publish([envelope])
 
         assert [envelope] == [delivery.envelope for delivery in found]
@@ -964,7 +966,7 @@ class TransportContract:
 
                         tasks.start_soon(receive)
                         if number % 2:
-                            await anyio.sleep(0)
+                            await anyio.lowlevel.checkpoint()
                             await transport.publish([envelope])
                             scope.cancel()
                         else:
@@ -979,20 +981,20 @@ class TransportContract:
         """It returns nothing, and so does every later one; stopping twice is stopping once."""
         async with transport.subscribe(self.request(stream)) as subscription, anyio.create_task_group() as tasks:
             answers: list[list[Delivery]] = []
-            waiting = anyio.Event()
+            waiting, answered = anyio.Event(), anyio.Event()
 
             async def wait() -> None:
                 waiting.set()
                 answers.append(await subscription.receive(10))
+                answered.set()
 
             tasks.start_soon(wait)
             await waiting.wait()
-            await anyio.sleep(0)
+            await anyio.lowlevel.checkpoint()
             with anyio.fail_after(1.0):
                 for _ in range(2):
                     subscription.stop()
-                while not answers:
-                    await anyio.sleep(0.001)
+                await answered.wait()
                 await transport.publish(things(stream, 1))
                 answers.append(await subscription.receive(10))
                 subscription.stop()
@@ -1072,7 +1074,9 @@ class TransportContract:
     # ------------------------------------------------------------------------------------------------------------- help
 
     def request(self, *streams: str, group: str = "readers", **more: Any) -> Subscribe:
-        return Subscribe(streams=streams, group=group, **{"lease": self.lease, **more})
+        more.setdefault("lease", self.lease)
+
+        return Subscribe(streams=streams, group=group, **more)
 
     async def take(self, subscription: Subscription, count: int) -> list[Delivery]:
         """So many deliveries, however they come."""
@@ -1149,15 +1153,15 @@ def place_of(delivery: Delivery) -> tuple[int, ...]:
 
 
 @asynccontextmanager
-async def _bare_task_group() -> AsyncIterator[anyio.abc.TaskGroup]:
+async def _bare_task_group() -> AsyncGenerator[anyio.abc.TaskGroup]:
     """A task group whose only error is raised as it is: a failed assert, not a group of one."""
+    errors: tuple[BaseException, ...] = ()
     try:
         async with anyio.create_task_group() as tasks:
             yield tasks
     except BaseExceptionGroup as group:
-        if len(group.exceptions) > 1:
+        errors = group.exceptions
+        if len(errors) > 1:
             raise
-        error = group.exceptions[0]
-    else:
-        return
-    raise error
+    for error in errors:
+        raise error

@@ -45,9 +45,9 @@ class FakeConnection(FakeAsyncRedisConnection):
 
         socket._blocking = wait
 
-    async def disconnect(self, nowait: bool = False, **kwargs: Any) -> None:
+    async def disconnect(self, nowait: bool = False, *args: Any, **kwargs: Any) -> None:
         socket: Any = self._sock
-        await super().disconnect(nowait, **kwargs)
+        await super().disconnect(nowait, *args, **kwargs)
         if socket is not None and socket._blocked:
             with socket._server.lock:
                 socket._unblock_reason = b"timeout"

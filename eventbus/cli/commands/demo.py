@@ -9,7 +9,7 @@ import click
 @click.option(
     "--url", help="Run it on this server, under a stream name of its own, and clean up.  [default: a server of its own]"
 )
-@click.option("--books", type=click.IntRange(6, 100_000), default=8, metavar="N", help="How many books are registered.")
+@click.option("--books", type=click.IntRange(6, 10_000), default=8, metavar="N", help="How many books are registered.")
 def command(url: str | None, books: int) -> int:
     """Watch commands become events, and two groups of processes handle them.
 

@@ -29,8 +29,8 @@ from eventbus.errors import ConfigurationError, TransportError
 from eventbus.memory import MemoryTransport
 from eventbus.transport import Subscribe
 
-GIVES_UP_AFTER = 60.0
-"""Seconds; it takes about three."""
+GIVES_UP_AFTER = 30.0
+"""Seconds in which nothing was settled."""
 LOOK_AGAIN = 0.1
 """Seconds between two looks at what is left."""
 
@@ -38,24 +38,34 @@ LOOK_AGAIN = 0.1
 def show(url: str | None, books: int) -> int:
     """Run the demo, on the server named or on one of its own; the exit code."""
     screen = Screen()
-    scheme = "embedded" if url is None else urlsplit(url).scheme
+    scheme = urlsplit(url or "embedded://").scheme
     if scheme == "memory":
-        screen.say("server", "none: this runs on memory://, in one process")
-        return anyio.run(_until_signal, screen, _Demo(screen, books, "memory://").in_memory)
+        return _in_memory(screen, books, "as asked")
     if scheme != "embedded":
         assert url is not None
         screen.say("server", f"{hide_password(url)}, under a stream name of our own")
-        return anyio.run(_until_signal, screen, _Demo(screen, books, url, f"demo-{secrets.token_hex(4)}").in_processes)
+        return anyio.run(_until_signal, screen, _Demo(screen, books, url, _unused()).in_processes)
     try:
         server = EmbeddedServer(_path(url)).start()
     except ConfigurationError as exc:
         if url is not None:
             raise
-        screen.say("server", f"none, so this runs on memory://, in one process: {exc}")
-        return anyio.run(_until_signal, screen, _Demo(screen, books, "memory://").in_memory)
+        return _in_memory(screen, books, str(exc))
     with server:
         screen.say("server", f"{server.version_text}, our own, on a unix socket")
-        return anyio.run(_until_signal, screen, _Demo(screen, books, server.url).in_processes)
+        stream = "reading-club" if server.path is None else _unused()
+        return anyio.run(_until_signal, screen, _Demo(screen, books, server.url, stream).in_processes)
+
+
+def _in_memory(screen: Screen, books: int, why: str) -> int:
+    screen.say("server", f"none, this runs on memory://, in one process: {why}")
+
+    return anyio.run(_until_signal, screen, _Demo(screen, books, "memory://", "reading-club").in_memory)
+
+
+def _unused() -> str:
+    """The name of a stream that nobody else has on the server."""
+    return f"demo-{secrets.token_hex(4)}"
 
 
 def _path(url: str | None) -> Path | None:
@@ -76,7 +86,7 @@ async def _until_signal(screen: Screen, run: Callable[[], Awaitable[int]]) -> in
 
     with anyio.CancelScope() as scope, two_signals(stop, lambda signal: f"{signal}: ended at once"):
         return await run()
-    screen.say("demo", f"{interrupted}: ended, and everything was cleaned up")
+    screen.say("demo", f"ended by {interrupted}")
 
     return Code.FORCED
 
@@ -84,7 +94,7 @@ async def _until_signal(screen: Screen, run: Callable[[], Awaitable[int]]) -> in
 class _Demo:
     """One run: the books, where they go, and what has become of them."""
 
-    def __init__(self, screen: Screen, books: int, url: str, stream: str = "reading-club") -> None:
+    def __init__(self, screen: Screen, books: int, url: str, stream: str) -> None:
         self.screen = screen
         self.books = books
         self.stream = stream
@@ -191,18 +201,21 @@ class _Demo:
             self.screen.say(who, text, "yellow" if record["level"] == "warning" else "red")
 
     async def _wait_until_settled(self) -> None:
-        """Look at the dead letters and at what is left until there is nothing more to come."""
-        with anyio.move_on_after(GIVES_UP_AFTER):
-            while True:
-                self.changed = anyio.Event()
-                for group, fate in self.ledger.groups.items():
-                    fate.bury(await self.transport.dead_letters(self.stream, group))
-                    fate.left = await self.transport.backlog(self.stream, group)
-                self.screen.advance(self.ledger)
-                if not self.ledger.missing():
-                    return
-                with anyio.move_on_after(LOOK_AGAIN):
-                    await self.changed.wait()
+        """Look at the dead letters and at what is left until there is nothing more to come, or nothing comes any more."""
+        settled, since = 0, anyio.current_time()
+        while anyio.current_time() - since < GIVES_UP_AFTER:
+            self.changed = anyio.Event()
+            for group, fate in self.ledger.groups.items():
+                fate.bury(await self.transport.dead_letters(self.stream, group))
+                fate.left = await self.transport.backlog(self.stream, group)
+            self.screen.advance(self.ledger)
+            if not self.ledger.missing():
+                return
+            now_settled = sum(fate.settled for fate in self.ledger.groups.values())
+            if now_settled > settled:
+                settled, since = now_settled, anyio.current_time()
+            with anyio.move_on_after(LOOK_AGAIN):
+                await self.changed.wait()
 
     async def _delete(self) -> None:
         """Leave nothing on the server."""
@@ -211,7 +224,9 @@ class _Demo:
                 transport: Any = self.transport  # a RedisTransport, which can do this besides
                 await transport.delete(self.stream)
             except TransportError as exc:
-                self.screen.say("server", f"the keys of {self.stream} could not be deleted: {exc}", "red")
+                self.screen.say("server", f"could not delete {self.stream} and its keys: {exc}", "red")
+            else:
+                self.screen.say("server", f"deleted {self.stream}, and every key that belonged to it")
 
     def _sum(self, complaints: Sequence[str] = ()) -> int:
         """The table, and whether it adds up; the exit code."""

@@ -24,11 +24,14 @@ class Script:
 
 
 ACK: Final = Script("ack")
+AUDIT: Final = Script("audit")
 BACKLOG: Final = Script("backlog")
 BEGIN: Final = Script("begin")
 BURY: Final = Script("bury")
+COUNT: Final = Script("count")
 DUE: Final = Script("due")
 JOIN: Final = Script("join")
+PRUNE: Final = Script("prune")
 PUBLISH: Final = Script("publish")
 REAP: Final = Script("reap")
 RELEASE: Final = Script("release")
@@ -36,5 +39,6 @@ RENEW: Final = Script("renew")
 REQUEUE: Final = Script("requeue")
 RETRY: Final = Script("retry")
 SWEEP: Final = Script("sweep")
+TRIM: Final = Script("trim")
 
 BY_SHA: Final = {script.sha: script for script in list(vars().values()) if isinstance(script, Script)}

@@ -1,8 +1,10 @@
 -- ack: settles what was handled, and counts it for the audit.
 -- Promises: whoever acks has handled it, so no owner is checked. A second run settles and counts nothing. Works when memory is full.
+--   What was settled in a retry stream is deleted there: nobody else reads it.
 -- KEYS     stream or retry stream, group hash
 -- ARGV     group, field to count in, entry ids
 -- Replies  how many were pending
 local n = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
+if ARGV[2] == 'retry-settled' then redis.call('XDEL', KEYS[1], unpack(ARGV, 3)) end
 if n > 0 then redis.call('HINCRBY', KEYS[2], ARGV[2], n) end
 return n

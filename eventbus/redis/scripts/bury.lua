@@ -9,4 +9,5 @@ if not owner or owner[2] ~= ARGV[2] then return '' end
 local id = redis.call('XADD', KEYS[2], '*', unpack(ARGV, 5))
 redis.call('HINCRBY', KEYS[3], ARGV[4], redis.call('XACK', KEYS[1], ARGV[1], ARGV[3]))
 redis.call('HDEL', KEYS[3], 'crash ' .. KEYS[1] .. ' ' .. ARGV[3])
+if ARGV[4] == 'retry-settled' then redis.call('XDEL', KEYS[1], ARGV[3]) end
 return id

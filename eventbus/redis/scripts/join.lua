@@ -1,7 +1,7 @@
 -- join: makes a group on a stream and on its retry stream, where they are missing.
 -- Promises: an existing group is not touched. One that existed before and is gone begins again at its checkpoint, the id at and below
 --   which everything was settled; if the stream is gone too, at 0. The counts of the audit begin with the group.
--- KEYS     stream, retry stream, group hash
+-- KEYS     stream, retry stream, group hash, added
 -- ARGV     group, start ('$' or an id), 1 when healing a group that was there, 0 when joining
 -- Replies  '' if the group was there, else where it was made: 'start', 'checkpoint' or 'beginning'
 local function there(key)
@@ -34,6 +34,6 @@ while true do
   if #page < 500 then break end
   from = '(' .. page[#page][1]
 end
-local added = info['entries-added'] or redis.call('HGET', KEYS[3], 'added') or 0
+local added = info['entries-added'] or redis.call('GET', KEYS[4]) or 0
 redis.call('HSET', KEYS[3], 'base', added - ahead, 'settled', 0, 'vanished', 0, 'checkpoint', start)
 return where

@@ -10,4 +10,5 @@ redis.call('HSET', KEYS[3], member, ARGV[6])
 redis.call('ZADD', KEYS[2], t[1] * 1000 + math.floor(t[2] / 1000) + tonumber(ARGV[5]), member)
 redis.call('HINCRBY', KEYS[4], ARGV[4], redis.call('XACK', KEYS[1], ARGV[1], ARGV[3]))
 redis.call('HDEL', KEYS[4], 'crash ' .. member)
+if ARGV[4] == 'retry-settled' then redis.call('XDEL', KEYS[1], ARGV[3]) end
 return 1

@@ -1,0 +1,92 @@
+"""Whether the numbers of a group add up: what was added since it began is settled, pending or unread, or it is lost."""
+
+from __future__ import annotations
+
+import logging
+
+import msgspec
+
+from eventbus.redis.keys import Keys
+from eventbus.redis.link import Channel
+from eventbus.redis.scripts import AUDIT, COUNT
+
+logger = logging.getLogger("eventbus.redis")
+
+_PAGE = 10_000
+
+
+class Audit(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of one group on one stream."""
+
+    stream: str
+    group: str
+    added: int
+    """Entries added since the group began, those it was to read from the start included."""
+    settled: int
+    """Acked, moved to the retries, or buried."""
+    pending: int
+    unread: int
+    vanished: int
+    """Entries of which it is known that they were removed while they were pending; they are part of `lost`."""
+    lost: int
+    """added - settled - pending - unread: removed before this group had settled them."""
+    after: str
+    """What was lost lies after this entry id …"""
+    before: str
+    """… and not after this one."""
+
+    def __bool__(self) -> bool:
+        """Whether it adds up."""
+        return self.lost == 0
+
+    def __str__(self) -> str:
+        verdict = (
+            "adds up"
+            if self.lost == 0
+            else f"{self.lost} LOST between {self.after} and {self.before}"
+            if self.lost > 0
+            else f"{-self.lost} more than were added: was the stream written to in another way?"
+        )
+
+        return (
+            f"{self.stream}/{self.group}: added {self.added} = settled {self.settled} + pending {self.pending} "
+            f"+ unread {self.unread}: {verdict}"
+        )
+
+
+async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit | None:
+    """Take the numbers. None if there is no such group, or if somebody took them within the interval (in seconds).
+
+    Unread entries are counted from the entries themselves, in steps of 10,000, up to the last one at the moment when the other numbers
+    were taken: the result is exact unless entries are deleted while they are counted.
+    """
+    numbers = await channel.run(AUDIT.call(keys.stream, keys.state, keys.added, args=(keys.group, int(interval * 1000))))
+    if not numbers:
+        return None
+    added, base, settled, vanished, pending, delivered, last, first, checkpoint = numbers
+    unread, after = 0, delivered.decode()
+    while after:
+        counted, stopped = await channel.run(COUNT.call(keys.stream, args=(after, last, _PAGE)))
+        unread += counted
+        after = stopped.decode()
+
+    return Audit(
+        stream=keys.stream,
+        group=keys.group,
+        added=added - base,
+        settled=settled,
+        pending=pending,
+        unread=unread,
+        vanished=vanished,
+        lost=added - base - settled - pending - unread,
+        after=checkpoint.decode() or "0-0",
+        before=first.decode() if first and _later(first, checkpoint) else last.decode(),
+    )
+
+
+def _later(id: bytes, other: bytes) -> bool:
+    def number(text: bytes) -> tuple[int, int]:
+        ms, _, n = text.partition(b"-")
+        return int(ms or 0), int(n or 0)
+
+    return number(id) > number(other)

@@ -1,0 +1,30 @@
+-- audit: the numbers of a group, taken in one step.
+-- Promises: changes nothing but the time of the last audit. With an interval, only one of many askers gets an answer within it.
+--   added - base = settled + pending + unread + lost, where unread is what lies between the last delivered id and the last one now;
+--   `audit-unread` counts that afterwards, for it may be long.
+-- KEYS     stream, group hash, added
+-- ARGV     group, interval in ms or 0
+-- Replies  {added, base, settled, vanished, pending, last delivered id, last id, first id there or '', checkpoint or ''}, or {}
+if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
+local t = redis.call('TIME')
+local now = t[1] * 1000 + math.floor(t[2] / 1000)
+if tonumber(ARGV[2]) > 0 then
+  local last = tonumber(redis.call('HGET', KEYS[2], 'audited') or '0')
+  if last <= now and now - last < tonumber(ARGV[2]) then return {} end
+  redis.pcall('HSET', KEYS[2], 'audited', now)
+end
+local info, flat = {}, redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
+for _, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+  local g = {}
+  for i = 1, #row, 2 do g[row[i]] = row[i + 1] end
+  if g.name == ARGV[1] then
+    local state = redis.call('HMGET', KEYS[2], 'base', 'settled', 'vanished', 'checkpoint')
+    local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+    return {
+      tonumber(info['entries-added'] or redis.call('GET', KEYS[3]) or 0), tonumber(state[1] or 0), tonumber(state[2] or 0),
+      tonumber(state[3] or 0), g.pending, g['last-delivered-id'], info['last-generated-id'], first and first[1] or '', state[4] or '',
+    }
+  end
+end
+return {}
