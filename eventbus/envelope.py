@@ -151,7 +151,8 @@ class Codec:
             if self is JSON and (path := _not_finite(message, "$")):
                 raise _encode_error(cls, path, "a number that is not finite is null in JSON") from exc
             path = _unencodable(message, self._encode) or _path_in(str(exc))
-            raise _encode_error(cls, path, excerpt(str(exc))) from exc
+            why = f"it nests deeper than {MAX_DEPTH} levels" if isinstance(exc, RecursionError) else excerpt(str(exc))
+            raise _encode_error(cls, path, why) from exc
         if back != message:
             path, why = _difference(message, back, "$") or ("$", "it would come back different")
             raise _encode_error(cls, path, why)

@@ -424,7 +424,7 @@ def test_backlog_counts_from_the_entries(server: Any) -> None:
 DAY = 86_400_000
 
 
-def trim(server: Any, retention: int = 0, max_pin: int = DAY, policy: str = "report") -> list[Any]:
+def trim(server: Any, retention: int = -60_000, max_pin: int = DAY, policy: str = "report") -> list[Any]:
     reply: list[Any] = server.run(TRIM, S, args=(retention, max_pin, policy))
     return reply
 
