@@ -44,8 +44,8 @@ class Clock:
 
     def advance(self, seconds: float) -> None:
         """Move the time forward, and wake whoever waited for it."""
-        if seconds < 0:
-            raise ValueError(f"advance({seconds!r}): time goes forward")
+        if not 0 <= seconds < float("inf"):
+            raise ValueError(f"advance({seconds!r}): time goes forward, by so many seconds")
         self._offset += seconds
         for sleeper in self._sleepers:
             sleeper.set()

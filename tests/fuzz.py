@@ -73,11 +73,11 @@ class BookRegistered(Event):
     rating: float = 0.0
     pages: Annotated[int, msgspec.Meta(ge=1)] = 1
     colours: frozenset[Colour] = frozenset()
-    tags: dict[str, str | int | None] = {}
+    tags: dict[str, str | int | None] = msgspec.field(default_factory=dict)
     size: tuple[float, float] = (0.0, 0.0)
     cover: bytes = b""
     lent_for: timedelta = timedelta()
-    weights: dict[int, list[float]] = {}
+    weights: dict[int, list[float]] = msgspec.field(default_factory=dict)
 
 
 class Anything(Event):
@@ -105,7 +105,7 @@ class Picky(Event):
 DUNE = BookRegistered(
     id=UUID("0190f3c5-6f6a-7cc3-98c4-dc0c0c07398f"),
     isbn="978-0-441-17271-9",
-    title='Dune – ‘Der Wüstenplanet’ \N{SNOWMAN} \U0001f4d6 "quoted" \\ / \n',
+    title='Dune – «Der Wüstenplanet» \N{SNOWMAN} \U0001f4d6 "quoted" \\ / \n',
     authors=[Author("Frank Herbert", date(1920, 10, 8)), Author("")],
     registered_at=datetime(2026, 1, 31, 12, 0, 0, 123456, UTC),
     came_by=Price(Decimal("9.99")),
@@ -145,17 +145,19 @@ TYPES = {message.metadata.type: type(message) for message in MESSAGES}
 TOKENS = [
     *(b"NaN", b"-NaN", b"Infinity", b"-Infinity", b"1e999", b"-1e999", b"1e-999", b"-0", b"9" * 400, b"0x1", b"01", b".5", b"5."),
     *(b"null", b"true", b"nul", b"{}", b"[]", b"{", b"}", b"[", b"]", b'"', b"\\", b",", b":", b'""', b'":"', b"\x00", b"\n", b"\t"),
-    *(b'"\\ud800"', b'"\\udc00\\ud800"', b'"\\u12"', b'"\\x41"', b"\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xef\xbb\xbf"),
+    *(b'"\\ud800"', b'"\\udc00\\ud800"', b'"\\u12"', b'"\\x41"', b"\xff", b"\xc0\x80", b"\xef\xbb\xbf"),
+    *(b"\xed\xa0\x80", b"\xf4\x90\x80\x80"),
     *(b'"data"', b'"rating"', b'"type"', b'"Price"', b'"type":"Gift"', b'"0000-00-00T00:00:00Z"', b'"9999-12-31T23:59:59-23:59"'),
-    *(b"\xc1", b"\xc0", b"\xc2", b"\xc3", b"\xca\x7f\xc0\x00\x00", b"\xca\xff\x80\x00\x00", b"\xcb\x7f\xf8" + bytes(6), b"\xcb\xff\xf0" + bytes(6)),
+    *(b"\xc1", b"\xc0", b"\xc2", b"\xc3", b"\xca\x7f\xc0\x00\x00", b"\xca\xff\x80\x00\x00"),
+    *(b"\xcb\x7f\xf8" + bytes(6), b"\xcb\xff\xf0" + bytes(6)),
     *(b"\xdc\xff\xff", b"\xdd\xff\xff\xff\xff", b"\xde\xff\xff", b"\xdf\xff\xff\xff\xff", b"\xc6\xff\xff\xff\xff", b"\xdb\xff\xff\xff\xff"),
-    *(b"\xd6\xff\xff\xff\xff\xff", b"\xd7\xff" + b"\xff" * 8, b"\xc7\x0c\xff" + b"\xff" * 12, b"\xd4\x01\x00", b"\xc9\xff\xff\xff\xff\x00", b"\x91", b"\x81"),
-    *(b"\xd3" + b"\xff" * 8, b"\xcf" + b"\xff" * 8, b"\xa1\xff", b"\xa4data", b"\xa6rating", b"\x80", b"\x90", b"\xd9\xff"),
+    *(b"\xd6\xff\xff\xff\xff\xff", b"\xd7\xff" + b"\xff" * 8, b"\xc7\x0c\xff" + b"\xff" * 12, b"\xd4\x01\x00", b"\xc9\xff\xff\xff\xff\x00"),
+    *(b"\xd3" + b"\xff" * 8, b"\xcf" + b"\xff" * 8, b"\xa1\xff", b"\xa4data", b"\xa6rating", b"\x80", b"\x90", b"\xd9\xff", b"\x91", b"\x81"),
 ]  # fmt: skip
 TEXTS = [
     *(b"", b"0", b"id", b"created_at", b"type", b"payload", b"content_type", b"correlation_id", b"causation_id", b"\xff\xfe", b"\x00"),
     *(b"2026-01-31T12:00:00Z", b"0001-01-01T00:00:00+23:59", b"9999-12-31T23:59:59-23:59", b"2026-02-30T00:00:00Z", b"2026-W05-6", b"20260131"),
-    *(b"2026-01-31T12:00:00", b"2026-01-31T25:00:00Z", b"2026-01-31 12:00:00.1234567+00:00", "２０２６-01-31".encode(), b"now", b"1e999"),
+    *(b"2026-01-31T12:00:00", b"2026-01-31T25:00:00Z", b"2026-01-31 12:00:00.1234567+00:00", "\N{FULLWIDTH DIGIT TWO}026-01-31".encode(), b"now", b"1e999"),
     *(b"application/json", b"application/msgpack", b"text/plain", b"application/json\x1b[31m", b"anything_v1", b"anything_v2", b"picky_v1"),
     *(b"x" * 5000, "\N{RIGHT-TO-LEFT OVERRIDE}\N{LINE SEPARATOR}".encode(), b"{}", b"[]", b"null", b"\x80"),
 ]  # fmt: skip

@@ -188,20 +188,36 @@ def test_every_file_of_the_package_is_found_in_the_architecture() -> None:
     assert [] == missing
 
 
+def rights() -> list[str]:
+    """The rule in the page on operations, as the words of a command."""
+    page = (ROOT / "docs" / "operations.md").read_text()
+    [rule] = [text for language, text in blocks(page) if text.startswith("ACL SETUSER")]
+
+    return rule.split()
+
+
+def test_the_rights_are_those_that_the_scripts_need() -> None:
+    """Each command of each script, and no more than what they and the connection use."""
+    scripts = "".join(path.read_text() for path in (ROOT / "eventbus" / "redis" / "scripts").glob("*.lua"))
+    needed = {command.lower() for command in re.findall(r"redis\.p?call\('(\w+)'", scripts)}
+    granted = {word[1:].partition("|")[0] for word in rights() if word.startswith("+")}
+
+    assert {"hello", "auth", "ping", "select", "client", "eval", "evalsha", "xreadgroup"} == granted - needed
+    assert set() == needed - granted
+
+
 @needs_server
-def test_the_rights_in_operations_are_enough(tmp_path: Path) -> None:
-    """A user with them, and no others, publishes, consumes, retries, buries and requeues."""
+def test_the_rights_are_enough(tmp_path: Path) -> None:
+    """A user with them, and no others, publishes, consumes, retries, buries, requeues, trims and audits."""
     import redis
 
-    [rule] = [text for language, text in blocks((ROOT / "docs" / "operations.md").read_text()) if text.startswith("ACL SETUSER")]
     code = tmp_path / "service.py"
     code.write_text(SERVICE)
     with EmbeddedServer() as server, redis.Redis.from_url(server.url) as client:
-        client.execute_command(*rule.split())
+        client.execute_command(*rights())
         url = server.url.replace("unix://", "unix://club:password@")
-        ran = subprocess.run(
-            [sys.executable, str(code), url], env=environment(), capture_output=True, text=True, timeout=30, check=False
-        )
+        command = [sys.executable, str(code), url]
+        ran = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=30, check=False)
         refused = {entry["object"] for entry in client.acl_log()}
 
     assert (0, "", "True\n") == (ran.returncode, ran.stderr, ran.stdout)
@@ -246,6 +262,8 @@ async def main() -> None:
         [letter] = await transport.dead_letters("reading-club", "ticker")
         requeued = await transport.requeue(letter)
         second = await drain(ticker)
+        await transport.trim("reading-club")
+        assert await transport.audit("reading-club", "ticker")
         print((first.handled, first.retried, first.buried, requeued, second.buried) == (2, 1, 1, True, 1))
 
 
