@@ -107,7 +107,11 @@ def check_headers(headers: Mapping[str, str]) -> Mapping[str, str]:
             raise EncodeError(f"header {name!r:.80} = {value!r:.80}: names and values are text", path="$.headers")
         if not name or name in _OURS or name.startswith(_OURS_BY_PREFIX):
             raise EncodeError(f"header {name!r:.80} is the project's own; choose another name", path="$.headers")
-        if len(name.encode()) > MAX_HEADER or len(value.encode()) > MAX_HEADER:
+        try:
+            longest = max(len(name.encode()), len(value.encode()))
+        except UnicodeEncodeError as exc:
+            raise EncodeError(f"header {name!r:.80} cannot be written as UTF-8: {excerpt(str(exc))}", path="$.headers") from exc
+        if longest > MAX_HEADER:
             raise EncodeError(f"header {name!r:.80} is over {MAX_HEADER} bytes; put data in the message", path="$.headers")
 
     return headers
@@ -414,18 +418,20 @@ def _path_in(text: str) -> str:
 
 
 def _unencodable(value: Any, encode: Callable[[Any], bytes]) -> str | None:
-    """Where in a message that does not encode the value lies that does not."""
+    """Where in a message that does not encode the value lies that does not: the innermost one."""
+    found: str | None = None
     children, depth = _children(value, "$"), 1
     while children:
         child, path = children.pop(0)
         try:
             encode(child)
         except Exception:
+            found = excerpt(path)
             children, depth = _children(child, path), depth + 1
-            if not children or depth > MAX_DEPTH:  # what contains itself has no end
-                return excerpt(path)
+            if depth > MAX_DEPTH:  # what contains itself has no end
+                break
 
-    return None
+    return found
 
 
 def _children(value: Any, path: str) -> list[tuple[Any, str]]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from eventbus.envelope import Envelope
@@ -181,3 +181,14 @@ def excerpt(text: str, limit: int = 200) -> str:
     cleaned = _UNPRINTABLE.sub("\N{REPLACEMENT CHARACTER}", text[: limit + 1])
 
     return cleaned if len(cleaned) <= limit else cleaned[: limit - 1] + "…"
+
+
+def only_one(group: BaseExceptionGroup[BaseException], *, beside: type[BaseException] | None = None) -> BaseException:
+    """The error in a group of one, however deep; else the group. What is of the type `beside` does not count beside an error."""
+    errors = None if beside is None else group.split(beside)[1]
+    any_group: Any = BaseExceptionGroup
+    found: Any = errors or group
+    while isinstance(found, any_group) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+
+    return cast("BaseException", found)

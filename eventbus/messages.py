@@ -25,7 +25,7 @@ from eventbus.errors import ConfigurationError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 """What streams, groups and consumers may be called (`re.fullmatch`)."""
 
-_MESSAGE_NAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f]{1,200}")
+_MESSAGE_NAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))

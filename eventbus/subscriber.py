@@ -18,7 +18,6 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from inspect import isawaitable
-from typing import Any, cast
 
 import anyio
 import anyio.abc
@@ -26,7 +25,7 @@ import msgspec
 
 from eventbus.bus import MessageBus
 from eventbus.envelope import CONTENT_TYPE, JSON, decode, split_type
-from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, TransportError, excerpt
+from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, TransportError, excerpt, only_one
 from eventbus.messages import Message, check_name
 from eventbus.retry import Policy, exponential
 from eventbus.transport import Delivery, Subscribe, Subscription, Transport, start_position
@@ -177,7 +176,7 @@ class Subscriber:
                 finally:
                     run.stopping.set()
         except BaseExceptionGroup as group:
-            error = _only_one(group)
+            error = only_one(group, beside=anyio.get_cancelled_exc_class())
         finally:
             self._runs.discard(run)
             run.send.close()
@@ -473,14 +472,3 @@ def _title(delivery: Delivery) -> str:
     type = fields[5] if len(fields) >= 8 and fields[4] == b"type" else b"entry"
 
     return f"{delivery.stream}/{delivery.group} {delivery.entry_id} {excerpt(type.decode(errors='replace'), 80)}"
-
-
-def _only_one(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The error in a group of one, however deep; else the group. A cancellation beside an error is no error."""
-    _, errors = group.split(anyio.get_cancelled_exc_class())
-    any_group: Any = BaseExceptionGroup
-    found: Any = errors or group
-    while isinstance(found, any_group) and len(found.exceptions) == 1:
-        found = found.exceptions[0]
-
-    return cast("BaseException", found)

@@ -38,9 +38,7 @@ def transport() -> MemoryTransport:
 
 
 def things(count: int, **changes: Any) -> list[Envelope]:
-    return [
-        msgspec.structs.replace(Envelope(new_id(), now(), "lent_v1", b'{"title":"Dune"}'), **changes) for _ in range(count)
-    ]
+    return [msgspec.structs.replace(Envelope(new_id(), now(), "lent_v1", b'{"title":"Dune"}'), **changes) for _ in range(count)]
 
 
 async def publish(transport: MemoryTransport, *messages: Event) -> None:

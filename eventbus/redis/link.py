@@ -16,6 +16,7 @@ import hiredis
 import redis.asyncio
 import redis.exceptions
 from redis.asyncio.connection import AbstractConnection, SSLConnection, UnixDomainSocketConnection, parse_url
+from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
@@ -28,6 +29,8 @@ from eventbus.redis.scripts import BY_SHA
 CONNECT_TIMEOUT: Final = 5.0
 REPLY_TIMEOUT: Final = 5.0
 """Seconds within which a server answers, or counts as gone."""
+
+_pack_command: Any = vars(hiredis)["pack_command"]  # which takes more than its stub says
 
 # Said by the server, anywhere in the text: 6.2 wraps the errors of scripts.
 _FULL = re.compile(r"\b(OOM|MISCONF)\b")
@@ -53,7 +56,7 @@ class Endpoint:
             self._from_url(source)
         elif isinstance(source, redis.asyncio.Redis):
             pool = source.connection_pool
-            if isinstance(pool, redis.asyncio.sentinel.SentinelConnectionPool):
+            if isinstance(pool, SentinelConnectionPool):
                 raise ConfigurationError(
                     "RedisTransport(client): a client made by Sentinel is not supported; give the address of the master"
                 )
@@ -89,7 +92,7 @@ class Endpoint:
 
     def connection(self) -> AbstractConnection:
         """A connection of our own, not yet open."""
-        settings = self._settings | {
+        ours: dict[str, Any] = {
             "decode_responses": False,
             "health_check_interval": 0,
             "legacy_responses": False,
@@ -100,6 +103,7 @@ class Endpoint:
             "socket_connect_timeout": CONNECT_TIMEOUT,
             "socket_timeout": None,  # one deadline around a batch, see Link.call
         }
+        settings = self._settings | ours
         for name in ("maint_notifications_pool_handler", "event_dispatcher", "himport_registry"):
             settings.pop(name, None)
         try:
@@ -279,7 +283,7 @@ def _advice(text: str) -> str:
 
 
 def _pack(command: Sequence[Any]) -> bytes:
-    packed: bytes = hiredis.pack_command(tuple(command))
+    packed: bytes = _pack_command(tuple(command))
 
     return packed
 

@@ -12,14 +12,14 @@ import logging
 import random
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import anyio
 
-from eventbus.errors import Full, TransportError, Unavailable
+from eventbus.errors import Full, TransportError, Unavailable, only_one
 from eventbus.redis.audit import audit
 from eventbus.redis.dead_letters import dead_letter_words
 from eventbus.redis.entries import delivery_of, retried_entry
@@ -96,7 +96,7 @@ class RedisSubscription:
 
     @classmethod
     @asynccontextmanager
-    async def join(cls, endpoint: Endpoint, request: Subscribe, retention: Retention) -> AsyncIterator[RedisSubscription]:
+    async def join(cls, endpoint: Endpoint, request: Subscribe, retention: Retention) -> AsyncGenerator[RedisSubscription, None]:
         """Enter the group; leave it at the end, giving back what is still held. A server that is not there yet is waited for."""
         subscription = cls(endpoint, request, retention)
         try:
@@ -111,7 +111,7 @@ class RedisSubscription:
                         await subscription._leave()
                     tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            raise _only_one(group) from None
+            raise only_one(group) from None
         finally:
             with anyio.CancelScope(shield=True):
                 await subscription._close()
@@ -663,15 +663,6 @@ def _streams(reply: Any) -> dict[str, list[tuple[bytes, Sequence[bytes]]]]:
     """The entries by stream, from a reply of XREADGROUP under RESP2 (pairs) or RESP3 (a map); nothing for no reply."""
     if not reply:
         return {}
-    pairs = reply.items() if isinstance(reply, dict) else reply
+    pairs: Any = cast(dict[bytes, Any], reply).items() if isinstance(reply, dict) else reply
 
     return {name.decode(): entries for name, entries in pairs}
-
-
-def _only_one(group: BaseExceptionGroup[Any]) -> BaseException:
-    """The error in a group of one, however deep; else the group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-
-    return error

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from types import TracebackType
@@ -87,7 +87,7 @@ class RedisTransport:
         return await self._publisher.publish(envelopes)
 
     @asynccontextmanager
-    async def subscribe(self, request: Subscribe, /) -> AsyncIterator[RedisSubscription]:
+    async def subscribe(self, request: Subscribe, /) -> AsyncGenerator[RedisSubscription, None]:
         self._open()
         self._holders += 1
         try:

@@ -37,8 +37,8 @@ class FaultProxy:
         self._cuts: dict[str, list[tuple[bool, int]]] = {}
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
-        self._passing = asyncio.Event()
-        self._passing.set()
+        self.passing = asyncio.Event()
+        self.passing.set()
         self.refusing = False
         """New connections are reset while this is set."""
         self.delay = 0.0
@@ -69,7 +69,7 @@ class FaultProxy:
     ) -> None:
         assert self._server is not None
         self._server.close()
-        self._passing.set()
+        self.passing.set()
         self.reset()
         while self._connections:
             await asyncio.wait([connection.done for connection in self._connections])
@@ -89,17 +89,17 @@ class FaultProxy:
 
     def stall(self) -> None:
         """Pass nothing on, in either direction, until `resume`."""
-        self._passing.clear()
+        self.passing.clear()
 
     def resume(self) -> None:
-        self._passing.set()
+        self.passing.set()
 
     @property
     def pending_cuts(self) -> int:
         """Cuts that were asked for and have not come about yet."""
         return sum(map(len, self._cuts.values()))
 
-    def _fault(self, command: str) -> bool | None:
+    def fault_at(self, command: str) -> bool | None:
         """Whether the connection is to be cut at this command: False before it, True after it, None not at all."""
         waiting = self._cuts.get(command)
         if not waiting:
@@ -163,10 +163,10 @@ class _Connection:
         with suppress(OSError, asyncio.IncompleteReadError, ValueError):
             async for name, data in _commands(self._client[0]):
                 self._proxy.commands[name] += 1
-                await self._proxy._passing.wait()
+                await self._proxy.passing.wait()
                 if self._proxy.delay:
                     await asyncio.sleep(self._proxy.delay)
-                fault = self._proxy._fault(name)
+                fault = self._proxy.fault_at(name)
                 if fault is False:
                     return
                 if fault:
@@ -179,7 +179,7 @@ class _Connection:
             while data := await self._server[0].read(1 << 16):
                 if self._lose_reply:
                     return
-                await self._proxy._passing.wait()
+                await self._proxy.passing.wait()
                 self._client[1].write(data)
                 await self._client[1].drain()
 
@@ -187,18 +187,27 @@ class _Connection:
 async def _commands(reader: asyncio.StreamReader) -> AsyncIterator[tuple[str, bytes]]:
     """The commands on a connection: each one's name, and its bytes."""
     while head := await reader.readline():
-        parts, words = [head], []
+        parts: list[bytes] = [head]
+        words: list[bytes] = []
         for _ in range(int(head[1:])):
             size = await reader.readuntil(b"\n")
             word = await reader.readexactly(int(size[1:]) + 2)
             parts += (size, word)
             words.append(word[:-2])
-        name = words[0].decode(errors="replace").lower()
-        if name == "evalsha" and (script := BY_SHA.get(words[1].decode(errors="replace"))):
-            name = script.name
-        elif name == "eval" and (script := next((known for known in BY_SHA.values() if known.text.encode() == words[1]), None)):
-            name = script.name
-        yield name, b"".join(parts)
+        yield _name(words), b"".join(parts)
+
+
+def _name(words: list[bytes]) -> str:
+    """What a command is called: a script by its own name, whether it comes by its digest or in full."""
+    name = words[0].decode(errors="replace").lower()
+    if name == "evalsha":
+        script = BY_SHA.get(words[1].decode(errors="replace"))
+    elif name == "eval":
+        script = next((known for known in BY_SHA.values() if known.text.encode() == words[1]), None)
+    else:
+        script = None
+
+    return name if script is None else script.name
 
 
 async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:

@@ -56,7 +56,7 @@ async def redis_transport(eventbus_asyncio_only: None) -> AsyncIterator[RedisTra
 @pytest.fixture(scope="session")
 def redis_server(pytestconfig: pytest.Config) -> Iterator[LiveServer]:
     """A real server; its `url` says where. One of our own keeps nothing and ends with the test run."""
-    from eventbus.errors import ConfigurationError
+    from eventbus.errors import ConfigurationError, Unavailable
     from eventbus.testing.servers import live_server
 
     with ExitStack() as running:
@@ -64,6 +64,8 @@ def redis_server(pytestconfig: pytest.Config) -> Iterator[LiveServer]:
             server = running.enter_context(live_server(pytestconfig.getoption("eventbus_redis_url")))
         except ConfigurationError as exc:
             pytest.skip(str(exc))
+        except Unavailable as exc:  # without its traceback, which would show the password in the URL
+            pytest.fail(str(exc), pytrace=False)
         yield server
 
 

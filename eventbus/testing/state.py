@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from eventbus.connect import hide_password
 from eventbus.errors import excerpt
 from eventbus.memory import MemoryTransport
 from eventbus.transport import DeadLetter, utc
@@ -33,7 +34,7 @@ def describe(thing: object) -> str:
         if module is not None and isinstance(thing, module.RedisTransport):
             return "\n".join([repr(thing), *_of_redis(cast("RedisTransport", thing))])
     except Exception as exc:  # a report about a failure must not become another
-        return f"{thing!r}\n(cannot be shown: {excerpt(repr(exc))})"
+        return f"{thing!r}\n(cannot be shown: {type(exc).__name__}: {excerpt(hide_password(str(exc)))})"
 
     return ""
 
@@ -91,8 +92,10 @@ def _of_redis(transport: RedisTransport) -> Iterator[str]:
 
 
 def _client(transport: RedisTransport) -> Any:
-    """A connection of our own, without asyncio, to where the transport's go."""
+    """A connection of our own, without asyncio, to where the transport's go. What does not answer at once is not shown."""
     import redis
+    from redis.backoff import NoBackoff
+    from redis.retry import Retry
 
     settings: Mapping[str, Any] = transport.endpoint._settings
     if "server" in settings:
@@ -103,7 +106,7 @@ def _client(transport: RedisTransport) -> Any:
     if "path" in settings:
         known["unix_socket_path"] = settings["path"]
 
-    return redis.Redis(**known, socket_timeout=2, socket_connect_timeout=2)
+    return redis.Redis(**known, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
 
 
 def _streams(client: Any, default: str) -> list[str]:

@@ -10,12 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.redis.recorder import STREAM, Counted
-
 from eventbus import UnitOfWork
 from eventbus.redis import RedisTransport
 from eventbus.testing import wait_until
 from eventbus.testing.servers import LiveServer
+from tests.redis.recorder import STREAM, Counted
 
 MESSAGES = 20_000
 GROUPS = ("mailer", "catalog")
@@ -49,9 +48,7 @@ async def publish(transport: RedisTransport, first: int, count: int) -> None:
             await uow.commit()
 
 
-async def test_each_group_of_two_processes_handles_each_message(
-    redis_server: LiveServer, server: Any, tmp_path: Path
-) -> None:
+async def test_each_group_of_two_processes_handles_each_message(redis_server: LiveServer, server: Any, tmp_path: Path) -> None:
     """20,000 messages, two groups, two processes each: every id in each group, none pending, none left; SIGTERM ends them well."""
     async with RedisTransport(redis_server.url) as transport:
         with (
@@ -67,7 +64,9 @@ async def test_each_group_of_two_processes_handles_each_message(
                 timeout=40,
             )
             for group in GROUPS:
-                await wait_until(lambda group=group: _nothing_left(transport, group), description=f"{group} has settled everything")
+                await wait_until(
+                    lambda group=group: _nothing_left(transport, group), description=f"{group} has settled everything"
+                )
             for running in (one, two, three, four):
                 running.send_signal(signal.SIGTERM)
             assert [0, 0, 0, 0] == [running.wait(10) for running in (one, two, three, four)]
@@ -90,9 +89,7 @@ async def test_what_a_killed_process_held_is_finished_by_another(redis_server: L
                         lambda victim=victim: (tmp_path / f"mailer-{victim.pid}").exists(), description="the victim is at work"
                     )
                     victim.kill()
-            await wait_until(
-                lambda: len(recorded(tmp_path, "mailer")) == 8000, description="everything was handled", timeout=40
-            )
+            await wait_until(lambda: len(recorded(tmp_path, "mailer")) == 8000, description="everything was handled", timeout=40)
             await wait_until(lambda: _nothing_left(transport, "mailer"), description="everything was settled", timeout=40)
 
 

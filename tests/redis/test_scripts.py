@@ -183,9 +183,7 @@ def test_ack_settles_and_counts_once(server: Any) -> None:
 
 def retried(server: Any, id: bytes, delay: int = 0, consumer: str = "me") -> object:
     entry = b"".join(b"%d:%b" % (len(word), word) for word in (b"id", b"one", b"payload", RAW, b"retry-attempt", b"2"))
-    return server.run(
-        RETRY, S, KEYS.delayed, KEYS.delayed_entries, KEYS.state, args=("g", consumer, id, "settled", delay, entry)
-    )
+    return server.run(RETRY, S, KEYS.delayed, KEYS.delayed_entries, KEYS.state, args=("g", consumer, id, "settled", delay, entry))
 
 
 def test_retry_and_due_bring_the_entry_back_byte_for_byte(server: Any) -> None:

@@ -100,9 +100,7 @@ async def test_every_command_may_be_cut(
     assert {3: 2, 13: 2, 23: 2, 33: 2} == {n: a for n, a in consumer.attempts.items() if n % 10 == 3}
 
 
-async def test_a_read_that_was_under_way_when_the_line_was_cut_is_not_stranded(
-    live: RedisTransport, proxy: FaultProxy
-) -> None:
+async def test_a_read_that_was_under_way_when_the_line_was_cut_is_not_stranded(live: RedisTransport, proxy: FaultProxy) -> None:
     """The server had given the batch to us: our own pending entries are read again."""
     club = Club(live)
     async with RedisTransport(proxy.url, stream=S) as through:
@@ -208,7 +206,7 @@ async def test_a_key_of_the_wrong_type_is_said_and_ends_the_run(live: RedisTrans
     """Waiting would not help."""
     server.client.set(S, "a string")
 
-    with pytest.raises(Exception, match="WRONGTYPE.*choose another stream name"):
+    with pytest.raises(Exception, match=r"WRONGTYPE.*choose another stream name"):
         await Club(live).subscriber.run()
 
 

@@ -12,7 +12,7 @@ class Script:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.text = (files(__package__) / f"{name}.lua").read_text()
+        self.text = (files(__name__) / f"{name}.lua").read_text()
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __repr__(self) -> str:
