@@ -326,8 +326,11 @@ class UnitOfWork:
         for value in self.__dict__.values():
             if isinstance(value, _REPOSITORY):
                 seen = value.seen
-                dropped += (seen if isinstance(seen, Seen) else Seen(seen)).forget()
-                seen.clear()
+                if isinstance(seen, Seen):
+                    dropped += seen.forget()
+                else:
+                    dropped += Seen(seen).forget()
+                    seen.clear()
 
         return dropped
 

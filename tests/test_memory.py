@@ -257,9 +257,9 @@ async def test_closed_it_refuses(transport: MemoryTransport) -> None:
 async def test_a_group_remembers_its_place_in_each_stream(transport: MemoryTransport, start: str) -> None:
     """Whatever the codec or the stream of its entries."""
     await publish(transport, Lent(title="Dune"), Returned(title="Dune"))
-    async with transport.subscribe(Subscribe(streams=["events", "desk"], group="mailer", start=start)) as subscription:
-        async with receiving(subscription) as found:
-            assert ([] if start == "$" else ["desk", "events"]) == sorted(delivery.stream for delivery in found)
+    request = Subscribe(streams=["events", "desk"], group="mailer", start=start)
+    async with transport.subscribe(request) as subscription, receiving(subscription) as found:
+        assert ([] if start == "$" else ["desk", "events"]) == sorted(delivery.stream for delivery in found)
 
 
 # --------------------------------------------------------------------------------------- consumers that die or stand still

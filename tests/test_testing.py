@@ -662,7 +662,7 @@ def test_the_contract_runs_over_a_transport_of_somebody_else(pytester: pytest.Py
 
     assert outcomes["passed"] > 90
     assert 2 <= outcomes["failed"] <= 12
-    result.stdout.re_match_lines([r"E +At index 0 diff: '\d+-59' != '\d+-0'"])
+    result.stdout.re_match_lines([r"E +At index 0 diff: '\d+-\d+' != '\d+-0'"])
 
 
 # ----------------------------------------------------------------------------------------------------------- fake Redis

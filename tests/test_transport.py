@@ -9,6 +9,7 @@ import pytest
 import redis
 
 from eventbus import MemoryTransport
+from eventbus.embedded import EmbeddedServer
 from eventbus.redis import RedisTransport
 from eventbus.testing import TransportContract
 from eventbus.testing.fake_redis import fake_client
@@ -62,7 +63,11 @@ class TestFakeRedis(OverRedis):
 SERVERS = find_servers()
 
 
-@pytest.fixture(scope="module", params=SERVERS, ids=[f"{path.parent.name}-{path.name}" for path in SERVERS])
+def version_of(executable: Path) -> str:
+    return EmbeddedServer(executable=str(executable)).version_text.replace(" ", "-")
+
+
+@pytest.fixture(scope="module", params=SERVERS, ids=version_of)
 def server(request: pytest.FixtureRequest) -> Iterator[LiveServer]:
     executable: Path = request.param
     with live_server(executable=executable) as server:

@@ -51,7 +51,7 @@ class TransportContract:
 
     pytestmark = pytest.mark.anyio
 
-    lease = 0.5
+    lease = 0.3
     patience = 10.0
     tolerance = 2.0
 
