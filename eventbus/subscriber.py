@@ -30,6 +30,7 @@ from eventbus.messages import Message, check_name
 from eventbus.retry import Policy, exponential
 from eventbus.transport import Delivery, Subscribe, Subscription, Transport, start_position
 from eventbus.unit_of_work import TransactionStatus, UnitOfWork
+from eventbus.watchdog import Watchdog
 
 logger = logging.getLogger("eventbus")
 
@@ -232,7 +233,12 @@ class _Run:
             async with self.subscriber.transport.subscribe(request) as subscription:
                 scope.shield = True  # from here on a cancellation is a drain
                 task_status.started()
-                await self.consume(subscription)
+                watchdog = Watchdog(f"{'+'.join(request.streams)}/{request.group}", request.lease)
+                with watchdog.watching():
+                    async with anyio.create_task_group() as beating:
+                        beating.start_soon(watchdog.beat)
+                        await self.consume(subscription)
+                        beating.cancel_scope.cancel()
         if not self.stopping.is_set():
             raise TransportError(
                 f"{self.subscription!r} delivered nothing, though nobody stopped it: this transport breaks its promise"

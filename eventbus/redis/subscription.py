@@ -502,10 +502,6 @@ class RedisSubscription:
             if self._abandoned:
                 return
             now = time.monotonic()
-            if now - next_beat > self._request.lease:
-                logger.error(
-                    "%s: the event loop stood still for %.1f s, longer than the lease", self._gate.title, now - next_beat
-                )
             try:
                 if self._unsettled:
                     await self._settle_again()

@@ -8,8 +8,9 @@ async with FaultProxy("redis://localhost:6379/0") as proxy:
     assert 1 == proxy.faults
 ```
 
-It listens on a free port of 127.0.0.1, reads the commands that pass, and can cut the connection before or after a chosen one, hold it back,
-refuse new connections or stand still. Commands are named as Redis names them; a script of eventbus by its own name (``publish``, ``ack``,
+It listens on a free port of 127.0.0.1 and reads the commands that pass. At a chosen one it can cut the connection (before it, after it, or
+in the middle of it or of its reply), go silent, or hold the command back; and at any time reset every connection, refuse new ones, slow
+everything down or stand still. Commands are named as Redis names them; a script of eventbus by its own name (``publish``, ``ack``,
 ``sweep``, …).
 """
 
@@ -19,8 +20,8 @@ import asyncio
 import socket
 import struct
 from collections import Counter
-from collections.abc import AsyncIterator
 from contextlib import suppress
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -29,12 +30,28 @@ from eventbus.errors import ConfigurationError
 from eventbus.redis.scripts import BY_SHA
 
 
+@dataclass
+class _Fault:
+    """What is to happen at a command of some name."""
+
+    after: bool = False
+    """To its reply, and not to the command itself."""
+    skip: int = 0
+    """How many of that name pass before it happens."""
+    keep: int = 0
+    """Bytes that still pass."""
+    silent: bool = False
+    """The connection stays open, and nothing more passes."""
+    hold: float = 0.0
+    """Seconds to wait, and nothing is lost."""
+
+
 class FaultProxy:
     """A server as seen through a line that can be cut. Enter it; `url` is where it listens."""
 
     def __init__(self, url: str) -> None:
         self._upstream = url
-        self._cuts: dict[str, list[tuple[bool, int]]] = {}
+        self._faults: dict[str, list[_Fault]] = {}
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
         self.passing = asyncio.Event()
@@ -45,8 +62,10 @@ class FaultProxy:
         """Seconds that each command is held back."""
         self.commands: Counter[str] = Counter()
         """How often each command has reached the proxy."""
+        self.connections = 0
+        """How often somebody has connected, or tried to."""
         self.faults = 0
-        """How many cuts were made."""
+        """How many of the faults that were asked for have come about."""
 
     @property
     def url(self) -> str:
@@ -75,12 +94,26 @@ class FaultProxy:
             await asyncio.wait([connection.done for connection in self._connections])
         await self._server.wait_closed()
 
-    def cut(self, command: str, *, after: bool = False, times: int = 1, skip: int = 0) -> None:
+    def cut(self, command: str, *, after: bool = False, times: int = 1, skip: int = 0, keep: int = 0) -> None:
         """Reset the connection at the next commands of this name: before they reach the server, or after, so that the reply is lost.
 
-        The first `skip` of them pass.
+        The first `skip` of them pass. Of the command that is cut, or of its reply, the first `keep` bytes still pass.
         """
-        self._cuts.setdefault(command.lower(), []).extend([(after, skip)] + [(after, 0)] * (times - 1))
+        self._ask_for(command, times, skip, _Fault(after=after, keep=keep))
+
+    def silence(self, command: str, *, after: bool = False, times: int = 1, skip: int = 0) -> None:
+        """As `cut`, but nobody is told: the connection stays open, and from then on nothing passes on it in either direction."""
+        self._ask_for(command, times, skip, _Fault(after=after, silent=True))
+
+    def hold(self, command: str, seconds: float, *, times: int = 1, skip: int = 0) -> None:
+        """Let the next commands of this name, and what follows them on their connection, wait for so long."""
+        self._ask_for(command, times, skip, _Fault(hold=seconds))
+
+    def heal(self) -> None:
+        """No more faults: forget those that have not come about, pass everything on, refuse nobody."""
+        self._faults.clear()
+        self.refusing, self.delay = False, 0.0
+        self.passing.set()
 
     def reset(self) -> None:
         """Reset every connection, now."""
@@ -96,24 +129,27 @@ class FaultProxy:
 
     @property
     def pending_cuts(self) -> int:
-        """Cuts that were asked for and have not come about yet."""
-        return sum(map(len, self._cuts.values()))
+        """Faults that were asked for and have not come about yet."""
+        return sum(map(len, self._faults.values()))
 
-    def fault_at(self, command: str) -> bool | None:
-        """Whether the connection is to be cut at this command: False before it, True after it, None not at all."""
-        waiting = self._cuts.get(command)
+    def _fault_at(self, command: str) -> _Fault | None:
+        """What is to happen at this command, if anything."""
+        waiting = self._faults.get(command)
         if not waiting:
             return None
-        after, skip = waiting[0]
-        if skip:
-            waiting[0] = (after, skip - 1)
+        if waiting[0].skip:
+            waiting[0].skip -= 1
             return None
-        waiting.pop(0)
         self.faults += 1
 
-        return after
+        return waiting.pop(0)
+
+    def _ask_for(self, command: str, times: int, skip: int, fault: _Fault) -> None:
+        faults = [_Fault(fault.after, skip if number == 0 else 0, fault.keep, fault.silent, fault.hold) for number in range(times)]
+        self._faults.setdefault(command.lower(), []).extend(faults)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
         if self.refusing:
             _reset(writer)
             return
@@ -143,7 +179,8 @@ class _Connection:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._proxy = proxy
         self._client, self._server = client, server
-        self._lose_reply = False
+        self._fault: _Fault | None = None
+        """What happens to the replies from now on."""
 
     async def run(self) -> None:
         tasks = [asyncio.ensure_future(self._requests()), asyncio.ensure_future(self._replies())]
@@ -160,41 +197,77 @@ class _Connection:
         _reset(self._server[1])
 
     async def _requests(self) -> None:
-        with suppress(OSError, asyncio.IncompleteReadError, ValueError):
-            async for name, data in _commands(self._client[0]):
-                self._proxy.commands[name] += 1
-                await self._proxy.passing.wait()
-                if self._proxy.delay:
-                    await asyncio.sleep(self._proxy.delay)
-                fault = self._proxy.fault_at(name)
-                if fault is False:
+        proxy, buffer = self._proxy, b""
+        with suppress(OSError, ValueError):
+            while data := await self._client[0].read(1 << 18):
+                buffer += data
+                passed = at = 0
+                while (found := _command(buffer, at)) is not None:
+                    name, end = found
+                    proxy.commands[name] += 1
+                    fault = proxy._fault_at(name)
+                    if fault is not None or proxy.delay or not proxy.passing.is_set():
+                        await self._pass_on(buffer[passed:at])
+                        passed = at
+                        await proxy.passing.wait()
+                        await asyncio.sleep(proxy.delay + (fault.hold if fault else 0.0))
+                    at = end
+                    if fault is None or fault.hold:
+                        continue
+                    self._fault = fault if fault.after or fault.silent else None
+                    if fault.after and not fault.silent:
+                        continue
+                    await self._pass_on(buffer[passed : at if fault.after else passed + fault.keep])
+                    if fault.silent:
+                        await self._swallow(self._client[0])
                     return
-                if fault:
-                    self._lose_reply = True
-                self._server[1].write(data)
-                await self._server[1].drain()
+                await self._pass_on(buffer[passed:at])
+                buffer = buffer[at:]
+
+    async def _pass_on(self, data: bytes) -> None:
+        if data:
+            self._server[1].write(data)
+            await self._server[1].drain()
 
     async def _replies(self) -> None:
+        kept = 0
         with suppress(OSError):
-            while data := await self._server[0].read(1 << 16):
-                if self._lose_reply:
-                    return
+            while data := await self._server[0].read(1 << 18):
                 await self._proxy.passing.wait()
+                fault = self._fault
+                if fault is not None:
+                    data = data[: max(0, fault.keep - kept)] if fault.after else b""
+                    kept += len(data)
                 self._client[1].write(data)
                 await self._client[1].drain()
+                if fault is not None and (not fault.after or kept >= fault.keep):
+                    if fault.silent:
+                        await self._swallow(self._server[0])
+                    return
+
+    async def _swallow(self, reader: asyncio.StreamReader) -> None:
+        while await reader.read(1 << 18):
+            pass
+        await asyncio.Event().wait()
 
 
-async def _commands(reader: asyncio.StreamReader) -> AsyncIterator[tuple[str, bytes]]:
-    """The commands on a connection: each one's name, and its bytes."""
-    while head := await reader.readline():
-        parts: list[bytes] = [head]
-        words: list[bytes] = []
-        for _ in range(int(head[1:])):
-            size = await reader.readuntil(b"\n")
-            word = await reader.readexactly(int(size[1:]) + 2)
-            parts += (size, word)
-            words.append(word[:-2])
-        yield _name(words), b"".join(parts)
+def _command(buffer: bytes, start: int) -> tuple[str, int] | None:
+    """The command that begins here, its name and where it ends; None if it is not there as a whole."""
+    end = buffer.find(b"\n", start)
+    if end < 0:
+        return None
+    at, words = end + 1, [b""]
+    for index in range(int(buffer[start + 1 : end])):
+        end = buffer.find(b"\n", at)
+        if end < 0:
+            return None
+        begin, at = end + 1, end + 3 + int(buffer[at + 1 : end])
+        if at > len(buffer):
+            return None
+        if index < 2:
+            words.append(buffer[begin : at - 2])
+
+    return _name(words[1:]), at
 
 
 def _name(words: list[bytes]) -> str:

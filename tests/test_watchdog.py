@@ -1,0 +1,67 @@
+"""An event loop that stands still is reported, with the name of the handler that holds it."""
+
+import logging
+import time
+
+import anyio
+import pytest
+
+from eventbus import Event, MemoryTransport, MessageBus, Metadata, Subscriber, UnitOfWork
+
+
+class Blocking(Event):
+    metadata = Metadata(name="blocking", published=True)
+
+
+async def test_a_handler_that_blocks_the_loop_is_named(transport: MemoryTransport, caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody has to guess which: function, file and line are in the one line that is logged while it lasts."""
+    bus = MessageBus()
+    done = anyio.Event()
+
+    @bus.listen
+    async def computes_too_long(event: Blocking) -> None:
+        wait_for_the_report(caplog)
+        done.set()
+
+    async with UnitOfWork(transport=transport) as uow:
+        uow.emit(Blocking())
+        await uow.commit()
+    with caplog.at_level(logging.ERROR, "eventbus"):
+        async with anyio.create_task_group() as tasks:
+            await tasks.start(Subscriber(bus=bus, transport=transport, streams=["events"], group="g", lease=0.2).run)
+            with anyio.fail_after(20):
+                await done.wait()
+            tasks.cancel_scope.cancel()
+
+    [line] = [record.message for record in caplog.records if "stood still" in record.message]
+    assert line.startswith("events/g: the event loop has stood still for ")
+    assert "computes_too_long" in line
+    assert "test_watchdog.py:" in line
+
+
+def wait_for_the_report(caplog: pytest.LogCaptureFixture) -> None:
+    """Blocks the event loop, as a handler must not, until somebody says so."""
+    until = time.monotonic() + 10
+    while not any("stood still" in record.message for record in caplog.records) and time.monotonic() < until:
+        time.sleep(0.01)
+
+
+async def test_a_handler_that_waits_is_not_reported(transport: MemoryTransport, caplog: pytest.LogCaptureFixture) -> None:
+    """However long it takes: it lets the loop run."""
+    bus = MessageBus()
+    done = anyio.Event()
+
+    @bus.listen
+    async def waits(event: Blocking) -> None:
+        await anyio.sleep(0.3)
+        done.set()
+
+    async with UnitOfWork(transport=transport) as uow:
+        uow.emit(Blocking())
+        await uow.commit()
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(Subscriber(bus=bus, transport=transport, streams=["events"], group="g", lease=0.2).run)
+        await done.wait()
+        tasks.cancel_scope.cancel()
+
+    assert not [record for record in caplog.records if "stood still" in record.message]
