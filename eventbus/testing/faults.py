@@ -21,7 +21,7 @@ import socket
 import struct
 from collections import Counter
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -132,7 +132,7 @@ class FaultProxy:
         """Faults that were asked for and have not come about yet."""
         return sum(map(len, self._faults.values()))
 
-    def _fault_at(self, command: str) -> _Fault | None:
+    def fault_at(self, command: str) -> _Fault | None:
         """What is to happen at this command, if anything."""
         waiting = self._faults.get(command)
         if not waiting:
@@ -145,7 +145,9 @@ class FaultProxy:
         return waiting.pop(0)
 
     def _ask_for(self, command: str, times: int, skip: int, fault: _Fault) -> None:
-        faults = [_Fault(fault.after, skip if number == 0 else 0, fault.keep, fault.silent, fault.hold) for number in range(times)]
+        faults = [replace(fault) for _ in range(times)]
+        if faults:
+            faults[0].skip = skip
         self._faults.setdefault(command.lower(), []).extend(faults)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -205,7 +207,7 @@ class _Connection:
                 while (found := _command(buffer, at)) is not None:
                     name, end = found
                     proxy.commands[name] += 1
-                    fault = proxy._fault_at(name)
+                    fault = proxy.fault_at(name)
                     if fault is not None or proxy.delay or not proxy.passing.is_set():
                         await self._pass_on(buffer[passed:at])
                         passed = at
