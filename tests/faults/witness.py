@@ -1,0 +1,88 @@
+"""The stream as it is on the server: read as it grows, since what is old and settled may be trimmed."""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from typing import Any
+
+from tests.faults.ledger import Tally
+from tests.faults.messages import STREAM, parts_of
+
+_MARK = re.compile(rb'"mark":"(p\d+-\d+)"')
+
+REMEMBERED = 10_000
+"""Milliseconds for which an entry can be taken back."""
+
+
+class Witness:
+    """What was in the stream, and in which order."""
+
+    def __init__(self) -> None:
+        self.seen = Tally()
+        self.entries = 0
+        self.others = 0
+        """Entries that are no messages of ours."""
+        self.taken_back = 0
+        """Entries that were there, and that the server has forgotten since."""
+        self.disorder: list[str] = []
+        """Messages that lie behind a later one of the same publisher."""
+        self._last = b"0-0"
+        self._recent: deque[tuple[bytes, int, int]] = deque()
+        self._newest: dict[int, int] = {}
+
+    async def read(self, client: Any) -> None:
+        """Take in what was added since the last time."""
+        while True:
+            page: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(STREAM, b"(" + self._last, count=2000)
+            for id, fields in page:
+                self._take(id, fields)
+            if len(page) < 2000:
+                return
+
+    async def look_again(self, client: Any) -> None:
+        """The server may have forgotten what came last: take back what is not there any more."""
+        if not self._recent:
+            return
+        there: set[bytes] = {id for id, _ in await client.xrange(STREAM, self._recent[0][0])}
+        oldest = await client.xrange(STREAM, count=1)
+        kept: deque[tuple[bytes, int, int]] = deque()
+        for id, publisher, number in self._recent:
+            if id in there or (oldest and _place(id) < _place(oldest[0][0])):  # there, or trimmed
+                kept.append((id, publisher, number))
+            else:
+                self.seen.add(publisher, number, -1)
+                self.taken_back += 1
+        self._recent = kept
+        self._newest.clear()
+        for _, publisher, number in kept:
+            self._newest[publisher] = max(number, self._newest.get(publisher, -1))
+
+    def begin_anew(self) -> None:
+        """The stream was deleted: what comes is a new one."""
+        self._last = b"0-0"
+        self._recent.clear()
+
+    def _take(self, id: bytes, fields: dict[bytes, bytes]) -> None:
+        self._last = id
+        found = _MARK.search(fields.get(b"payload", b"")) if fields.get(b"type") == b"step_v1" else None
+        if found is None:
+            self.others += 1
+            return
+        publisher, number = parts_of(found[1].decode())
+        self.entries += 1
+        if self.seen.add(publisher, number) == 1:
+            newest = self._newest.get(publisher, -1)
+            if number < newest:
+                self.disorder.append(f"p{publisher}-{number} ({id.decode()}) behind p{publisher}-{newest}")
+            self._newest[publisher] = max(number, newest)
+        self._recent.append((id, publisher, number))
+        limit = _place(id)[0] - REMEMBERED
+        while _place(self._recent[0][0])[0] < limit:
+            self._recent.popleft()
+
+
+def _place(id: bytes) -> tuple[int, int]:
+    ms, _, sequence = id.partition(b"-")
+
+    return int(ms), int(sequence)
