@@ -37,9 +37,9 @@ class Messages(list[Message]):
 
     __slots__ = ("moments", "observer")
 
-    def __init__(self, messages: Iterable[Message] = ()) -> None:
-        super().__init__(messages)
-        self.moments = [moment() for _ in self]
+    def __init__(self) -> None:
+        super().__init__()
+        self.moments: list[int] = []
         self.observer: list[Messages] | None = None
 
     def append(self, message: Message, /) -> None:
@@ -156,7 +156,8 @@ class Repository(Generic[M]):
 
     @seen.setter
     def seen(self, models: Iterable[M]) -> None:
-        self.__dict__["seen"] = Seen(models)
+        if models is not self.__dict__.get("seen"):  # as it is after `seen += […]`
+            self.__dict__["seen"] = Seen(models)
 
 
 class Seen(list[M]):

@@ -109,6 +109,7 @@ def test_messages_may_be_assigned(library: Library) -> None:
         (["a", "d", "b", "c"], lambda messages: messages.insert(1, Said("d"))),
         (["a", "b", "d", "c"], lambda messages: messages.insert(-1, Said("d"))),
         (["d", "a", "b", "c"], lambda messages: messages.insert(-9, Said("d"))),
+        (["a", "b", "c", "d"], lambda messages: messages.insert(3, Said("d"))),
         (["a", "b", "c", "d"], lambda messages: messages.insert(9, Said("d"))),
         (["a", "b"], lambda messages: messages.pop()),
         (["b", "c"], lambda messages: messages.pop(0)),
@@ -158,6 +159,15 @@ def test_the_first_message_is_noticed_however_it_was_added(library: Library, rai
         collected.append(library.said())
 
     assert [["x"], ["x"]] == collected
+
+
+def test_a_message_may_be_taken_back(library: Library) -> None:
+    book = Book(1)
+    library.books.add(book)
+    book.say("a", "b")
+
+    assert Said("a") == book.messages.pop(0)
+    assert ["b"] == library.said()
 
 
 def test_iadd_keeps_the_list() -> None:
@@ -338,14 +348,34 @@ def test_seen_may_be_assigned(library: Library) -> None:
 
 
 def test_what_is_cleared_is_not_collected(library: Library) -> None:
-    """A repository that looks away leaves the messages where they are."""
-    book = Book(1)
-    library.books.add(book)
+    """A repository that looks away leaves the messages where they are, and others go on looking."""
+    book, shared, card = Book(1), Book(2), Card("Leto", [Said("plain")])
+    library.books.add(book, shared)
+    library.lent.add(shared)
+    cards: Repository[Card] = Repository()
+    library.cards = cards  # type: ignore[attr-defined]
+    cards.seen.append(card)
     book.say("a")
     library.books.seen.clear()
+    cards.seen.clear()
+    shared.say("b")
 
-    assert [] == library.said()
-    assert [Said("a")] == book.messages
+    assert ["b"] == library.said()
+    assert ([Said("a")], [Said("plain")]) == (book.messages, card.messages)
+
+
+def test_seen_may_be_added_to_in_place(library: Library) -> None:
+    """`seen += […]` is an assignment too; what was seen before stays seen, in its place."""
+    card, book = Card("Leto"), Book(1)
+    things: Repository[Any] = Repository()
+    library.things = things  # type: ignore[attr-defined]
+    things.seen += [card]
+    things.seen += [book]
+    book.say("b")
+    card.messages.append(Said("a"))
+
+    assert [card, book] == things.seen
+    assert ["a", "b"] == library.said()
 
 
 def test_a_repository_needs_no_init() -> None:

@@ -675,6 +675,33 @@ async def test_past_the_grace_handlers_are_cancelled_and_what_they_had_is_given_
     assert [(1, False)] == seen
 
 
+async def test_a_settlement_that_has_begun_is_not_torn(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
+    """Past the grace, too: a failed attempt is one, and is not given back as if it had not been."""
+    settling, settle = anyio.Event(), anyio.Event()
+    handle, _ = failing(lambda: Retry(after=60))
+    bus.add_listener(Registered, handle)
+    await publish(transport, Registered(number=1))
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(replace(subscriber, grace=0.0).run)
+        [subscription] = transport.subscriptions
+        retry = subscription.retry
+
+        async def slowly(*args: Any, **kwargs: Any) -> bool:
+            settling.set()
+            await settle.wait()
+
+            return await retry(*args, **kwargs)
+
+        subscription.retry = slowly  # type: ignore[method-assign]
+        await settling.wait()
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await wait_all_tasks_blocked()
+            settle.set()
+
+    assert (0, 0, 1) == await counts(transport)
+
+
 async def test_a_subscriber_can_be_run_again(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """Start, stop, start: one after another, and twice at once."""
     handle, handled = failing(ValueError, times=0)
@@ -817,9 +844,10 @@ async def test_a_lost_lease_cancels_the_handler_and_discards_its_outcome(
 
 
 async def test_a_lease_lost_during_the_commit_harms_nobody_else(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed
+    bus: MessageBus, subscriber: Subscriber, transport: Observed, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The commit is not torn, its outcome is discarded, and the next delivery is handled as if nothing had been."""
+    """The commit is not torn, its outcome is discarded, and the delivery that waits behind it is handled as if nothing had been."""
+    monkeypatch.setattr("eventbus.subscriber.READ_AHEAD_SECONDS", 1e-9)  # read ahead at once, not after a look at the rate
     log: list[str] = []
     session = Session(log)
     session.may_commit = anyio.Event()
@@ -834,6 +862,10 @@ async def test_a_lease_lost_during_the_commit_harms_nobody_else(
     working = replace(subscriber, concurrency=1, unit_of_work=lambda _: UnitOfWork(session))
     async with running(working):
         await session.commits.wait()
+        await wait_all_tasks_blocked()
+
+        assert 1 == working.statistics().waiting
+
         [loser] = transport.subscriptions
         loser.freeze()
         transport.clock.advance(31)

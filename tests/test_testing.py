@@ -1,10 +1,12 @@
 """What is shipped for tests: waiting, the pytest plugin and its fixtures, the fake Redis, and what a failing test shows."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -21,7 +23,7 @@ from anyio import wait_all_tasks_blocked
 from eventbus import Event, MemoryTransport, MessageBus, Metadata, Reject, Retry, Subscriber, UnitOfWork, exponential
 from eventbus.embedded import EmbeddedServer, find_executable
 from eventbus.errors import ConfigurationError, Refused
-from eventbus.memory import Clock
+from eventbus.memory import Clock, MemorySubscription
 from eventbus.redis import RedisTransport
 from eventbus.testing import drain, wait_until
 from eventbus.testing.fake_redis import fake_client
@@ -120,6 +122,35 @@ async def test_retries_of_hours_are_drained_in_no_time(bus: MessageBus, running:
     times = [moment - there for number, moment in attempts if number == 1]
 
     assert [pytest.approx(hours * HOUR, abs=30) for hours in (0, 1, 2)] == times
+
+
+async def test_what_drain_says_is_final(bus: MessageBus) -> None:
+    """Also when a settlement is known to the transport before it is known to the subscriber."""
+
+    class Late(MemoryTransport):
+        @asynccontextmanager
+        async def subscribe(self, request: Subscribe, /) -> AsyncGenerator[MemorySubscription]:
+            async with super().subscribe(request) as subscription:
+                bury = subscription.bury
+
+                async def late(*args: Any, **kwargs: Any) -> bool:
+                    buried = await bury(*args, **kwargs)
+                    await wait_all_tasks_blocked()
+
+                    return buried
+
+                subscription.bury = late  # type: ignore[method-assign]
+                yield subscription
+
+    @bus.listen
+    async def lend(event: Lent) -> None:
+        raise Reject
+
+    transport = Late()
+    await publish(transport, Lent(number=1))
+    done = await drain(subscriber_of(bus, transport))
+
+    assert (1, 0) == (done.buried, done.held)
 
 
 async def test_what_the_dead_held_is_drained_too(transport: MemoryTransport, bus: MessageBus) -> None:
@@ -745,6 +776,10 @@ class TestFakeRedis:
         """Its connection is closed, and a server knows that."""
         with anyio.move_on_after(0.05):
             await fake.xreadgroup("g", "gone", {"s": ">"}, count=10, block=10_000)
+        await wait_all_tasks_blocked()
+
+        assert [] == [task for task in asyncio.all_tasks() if "_async_blocking" in repr(task)]
+
         id = await fake.xadd("s", {"a": "b"})
         await wait_all_tasks_blocked()
 
