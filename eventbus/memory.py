@@ -244,6 +244,9 @@ class MemorySubscription:
             self._group(delivery).settle(delivery)
             self._changes.happen()
 
+    def settled(self, delivery: Delivery, /) -> None:
+        self._held.pop((delivery.source, delivery.source_id), None)
+
     async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:
         group = await self._ours(delivery)
         if group is None:

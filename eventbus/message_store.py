@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeGuard, runtime_checkable
 
 from eventbus.envelope import JSON, Codec, Envelope, new_id, now, seal
 from eventbus.messages import Message
+
+if TYPE_CHECKING:
+    from eventbus.transport import Delivery
 
 
 class Carried(Protocol):
@@ -105,6 +108,31 @@ class MessageStore(Protocol):
 
     async def forget(self, records: Sequence[Record]) -> None:
         """The transaction in which these were added did not commit."""
+
+
+class Inbox(MessageStore, Protocol):
+    """A message store that also remembers what was handled, in the handler's own transaction: a second delivery has no second effect.
+
+    It says so by ``is_inbox = True`` in its class.
+    """
+
+    is_inbox: ClassVar[bool]
+
+    async def claim(self, delivery: Delivery) -> bool:
+        """Note, inside the transaction and before any handler, that this group handles this envelope. False: it has done so before.
+
+        Of two transactions that claim the same at once, the second waits for the first, or fails and is retried.
+        """
+        ...
+
+    async def confirm(self, records: Sequence[Record]) -> bool:
+        """The session's commit raised an error: whether it took place all the same. Asked outside of the transaction."""
+        ...
+
+
+def is_inbox(store: MessageStore) -> TypeGuard[Inbox]:
+    """Whether the class says so; a mock, which has every attribute, does not."""
+    return getattr(type(store), "is_inbox", False) is True
 
 
 class SinkholeMessageStore:

@@ -88,6 +88,8 @@ class Statistics(msgspec.Struct, frozen=True, kw_only=True):
     """Deliveries in hand that no handler has started on."""
     running: int = 0
     handled: int = 0
+    duplicates: int = 0
+    """Acked without a handler: the message store knew that they had been handled before."""
     ignored: int = 0
     """Acked without a handler: types that the bus does not know."""
     retried: int = 0
@@ -198,6 +200,7 @@ class Subscriber:
             waiting=sum(run.in_hand - len(run.running) for run in runs),
             running=sum(len(run.running) for run in runs),
             handled=sum(run.handled for run in runs),
+            duplicates=sum(run.duplicates for run in runs),
             ignored=sum(run.ignored for run in runs),
             retried=sum(run.retried for run in runs),
             buried=sum(run.buried for run in runs),
@@ -220,7 +223,7 @@ class _Run:
         self.suspect_running = False
         self.left: list[Delivery] = []
         self.room_wanted: tuple[anyio.Event, int] | None = None
-        self.handled = self.ignored = self.retried = self.buried = self.lost_leases = 0
+        self.handled = self.duplicates = self.ignored = self.retried = self.buried = self.lost_leases = 0
         self.last_progress: float | None = None
         self.send, self.receive = anyio.create_memory_object_stream[Delivery](float("inf"))
         self.types = {name.encode(): message_type for name, message_type in subscriber.bus.types().items()}
@@ -264,13 +267,16 @@ class _Run:
 
     def lose(self, delivery: Delivery) -> None:
         """Another consumer has taken this over: cancel its handler; its outcome is discarded."""
+        self._say_lost(delivery)
+        scope = self.running.get(delivery)
+        if scope is not None:
+            scope.cancel()
+
+    def _say_lost(self, delivery: Delivery) -> None:
         self.lost_leases += 1
         logger.warning(
             "%s", LeaseLost(f"{_title(delivery)}: another consumer has taken it over; what was done here is discarded")
         )
-        scope = self.running.get(delivery)
-        if scope is not None:
-            scope.cancel()
 
     # ------------------------------------------------------------------------------------------------------------ read
 
@@ -288,7 +294,7 @@ class _Run:
         while not self.stopping.is_set():
             elapsed = anyio.current_time() - since
             if elapsed >= READ_AHEAD_SECONDS / 10:
-                done = self.handled + self.retried + self.buried + self.ignored
+                done = self.handled + self.duplicates + self.retried + self.buried + self.ignored
                 startable = (done - finished) / elapsed * READ_AHEAD_SECONDS
                 ahead = int(min(READ_AHEAD, READ_AHEAD_BYTES / size, (ahead + startable) / 2 + 1))
                 finished, since = done, anyio.current_time()
@@ -380,6 +386,7 @@ class _Run:
 
     async def _handle(self, subscription: Subscription, delivery: Delivery) -> None:
         error: Exception | None = None
+        duplicate = False
         try:
             message = self._decode(delivery)
             if message is None:
@@ -390,7 +397,11 @@ class _Run:
             if isawaitable(uow):
                 uow = await uow
             async with uow:
-                await self.subscriber.bus.handle(message, uow, delivery=delivery)
+                if await uow.begin(delivery):
+                    await self.subscriber.bus.handle(message, uow, delivery=delivery)
+                else:
+                    duplicate = True
+                    await uow.rollback()
                 if uow._ended is None:  # pyright: ignore[reportPrivateUsage] - detached or not
                     await uow.commit()
             if uow.status is TransactionStatus.streaming:
@@ -402,12 +413,22 @@ class _Run:
                 raise
             error = RuntimeError("the handler awaited something that somebody else has cancelled")
             error.__cause__ = exc
+        if isinstance(error, LeaseLost) and not delivery.lost:
+            delivery.lost = True
+            self._say_lost(delivery)
         if delivery.lost:
+            subscription.settled(delivery)
             return
         self.last_progress = anyio.current_time()
         if error is None:
-            subscription.ack(delivery)
-            self.handled += 1
+            if delivery.settled:
+                subscription.settled(delivery)
+            else:
+                subscription.ack(delivery)
+            if duplicate:
+                self.duplicates += 1
+            else:
+                self.handled += 1
         else:
             await self._settle(subscription, delivery, error)
 

@@ -111,6 +111,10 @@ class Subscription(Protocol):
         """It is handled. Sent soon, together with others; `flush` waits for it."""
         ...
 
+    def settled(self, delivery: Delivery, /) -> None:
+        """It needs no settlement any more: the commit of its unit of work was one, or it is not ours."""
+        ...
+
     async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:
         """Deliver it again to this group after so many seconds, as the next attempt. False, and nothing happens, if it is not ours."""
         ...
@@ -143,7 +147,8 @@ class Delivery:
     """
 
     __slots__ = (
-        "_envelope", "attempt", "consumer", "entry_id", "fields", "first_failure", "group", "last_error", "lost", "source", "source_id",
+        "_envelope", "attempt", "consumer", "entry_id", "fields", "first_failure", "group", "last_error", "lost", "settled", "source",
+        "source_id",
         "stream", "suspect",
     )  # fmt: skip
 
@@ -178,6 +183,8 @@ class Delivery:
         """Whether its last consumer died with it in hand: it is started alone, and the start is counted."""
         self.lost = False
         """Whether another consumer has taken it over."""
+        self.settled = False
+        """Whether the commit of its unit of work has settled it too."""
         self._envelope: Envelope | None = None
 
     def __repr__(self) -> str:

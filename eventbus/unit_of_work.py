@@ -17,16 +17,16 @@ import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from inspect import isawaitable
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, ClassVar, Protocol, Self, TypeGuard
 
 import anyio
 
 from eventbus.envelope import JSON, Codec, Envelope
 from eventbus.errors import PublishError, TransactionError, TransportError
-from eventbus.message_store import Carried, MessageStore, Record, SinkholeMessageStore
+from eventbus.message_store import Carried, MessageStore, Record, SinkholeMessageStore, is_inbox
 from eventbus.messages import Message
 from eventbus.models import Repository, Seen, moment
-from eventbus.transport import Publisher
+from eventbus.transport import Delivery, Publisher
 
 logger = logging.getLogger("eventbus")
 
@@ -43,6 +43,19 @@ class Session(Protocol):
     def commit(self) -> Awaitable[Any]: ...
 
     def rollback(self) -> Awaitable[Any]: ...
+
+
+class Carrier(Session, Protocol):
+    """A session that publishes and settles in its own commit, in one step with its writes. It says so by ``carries = True`` in its class."""
+
+    carries: ClassVar[bool]
+
+    def carry(self, envelopes: Sequence[Envelope], delivery: Delivery | None) -> None:
+        """What the commit that follows is to publish, and the delivery that it is to ack, if there is one.
+
+        The commit then raises `LeaseLost`, and changes nothing, when the delivery is not ours any more.
+        """
+        ...
 
 
 class TransactionStatus(enum.Enum):
@@ -69,7 +82,7 @@ class UnitOfWork:
 
     __slots__ = (
         "__dict__", "__weakref__", "_codec", "_committing", "_dependencies", "_emitted", "_ended", "_records", "_unpublished",
-        "handling", "message_store", "session", "status", "transport",
+        "delivery", "handling", "message_store", "session", "status", "transport",
     )  # fmt: skip
 
     def __init__(
@@ -88,6 +101,8 @@ class UnitOfWork:
         self._records: list[Record] = []
         self.handling: Record | None = None
         """What the bus is calling the handlers of, and so the cause of what is raised now."""
+        self.delivery: Delivery | None = None
+        """Under a subscriber, what is being handled."""
         self._dependencies: dict[int, Any] = {}
         self._committing = False
         self._ended: TransactionStatus | None = None
@@ -105,7 +120,7 @@ class UnitOfWork:
             )
         self.status = TransactionStatus.running
         self._ended = None
-        self.handling = None
+        self.handling = self.delivery = None
         if self._records or self._dependencies:
             self._records, self._dependencies = [], {}
 
@@ -150,8 +165,14 @@ class UnitOfWork:
             self._committing = True
             try:
                 with anyio.CancelScope(deadline=anyio.current_time() + _ENDING, shield=True) as scope:
-                    await self._store()
-                    failure = await self._publish(outgoing, envelopes)
+                    if _is_carrier(self.session):
+                        self.session.carry(envelopes, self.delivery)
+                        await self._store()
+                        if self.delivery is not None:
+                            self.delivery.settled = True
+                    else:
+                        await self._store()
+                        failure = await self._publish(outgoing, envelopes)
             finally:
                 self._committing = False
             if scope.cancelled_caught:
@@ -236,6 +257,13 @@ class UnitOfWork:
 
         return record
 
+    async def begin(self, delivery: Delivery) -> bool:
+        """This transaction handles a delivery. False if its message store knows that it was handled before; then nothing is to be done."""
+        self._check_open("handle a delivery in")
+        self.delivery = delivery
+
+        return await self.message_store.claim(delivery) if is_inbox(self.message_store) else True
+
     def depend(self, dependency: object) -> None:
         """Tell this object when the transaction ends, by its ``on_after_commit`` or ``on_after_rollback`` if it has them."""
         self._dependencies.setdefault(id(dependency), dependency)
@@ -267,13 +295,23 @@ class UnitOfWork:
             if self.message_store is not _SINKHOLE:
                 await self.message_store.add(records)
             if self.session is not None:
-                await self.session.commit()
+                await self._commit_session(records)
         except BaseException:
             if self.message_store is not _SINKHOLE:
                 with anyio.CancelScope(shield=True):
                     await self.message_store.forget(records)
             raise
         self.status = self._ended = TransactionStatus.committed
+
+    async def _commit_session(self, records: list[Record]) -> None:
+        """Commit. An error may come after the fact, when only the answer was lost: then it is looked up before it is called a failure."""
+        assert self.session is not None
+        try:
+            await self.session.commit()
+        except Exception as exc:
+            if not is_inbox(self.message_store) or not await self.message_store.confirm(records):
+                raise
+            logger.warning("%r: the commit took place, though it was answered with an error: %s", self, exc)
 
     async def _publish(self, records: list[Record], envelopes: list[Envelope]) -> PublishError | None:
         """The part of a commit that comes after it; the failure is returned, so that the hooks run all the same."""
@@ -371,6 +409,11 @@ class UnitOfWork:
             raise errors[0]
         elif errors:
             raise ExceptionGroup(f"{len(errors)} hooks {name} failed", errors)
+
+
+def _is_carrier(session: Session | None) -> TypeGuard[Carrier]:
+    """Whether the class says so; a mock, which has every attribute, does not."""
+    return session is not None and getattr(type(session), "carries", False) is True
 
 
 def _moment_of(taken: tuple[int, Message, object]) -> int:

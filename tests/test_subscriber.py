@@ -680,7 +680,6 @@ async def test_a_settlement_that_has_begun_is_not_torn(bus: MessageBus, subscrib
     settling, settle = anyio.Event(), anyio.Event()
     handle, _ = failing(lambda: Retry(after=60))
     bus.add_listener(Registered, handle)
-    await publish(transport, Registered(number=1))
     async with anyio.create_task_group() as tasks:
         await tasks.start(replace(subscriber, grace=0.0).run)
         [subscription] = transport.subscriptions
@@ -693,6 +692,7 @@ async def test_a_settlement_that_has_begun_is_not_torn(bus: MessageBus, subscrib
             return await retry(*args, **kwargs)
 
         subscription.retry = slowly  # type: ignore[method-assign]
+        await publish(transport, Registered(number=1))
         await settling.wait()
         tasks.cancel_scope.cancel()
         with anyio.CancelScope(shield=True):

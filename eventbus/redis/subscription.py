@@ -331,6 +331,9 @@ class RedisSubscription:
             within = ACK_WITHIN if self._held else 0
             self._flush_timer = asyncio.get_running_loop().call_later(within, self._flush_soon)
 
+    def settled(self, delivery: Delivery, /) -> None:
+        self._held.pop((delivery.source, delivery.source_id), None)
+
     async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:
         keys = self._sources[delivery.source]
         command = RETRY.call(
