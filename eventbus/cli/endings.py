@@ -30,6 +30,8 @@ class Code(enum.IntEnum):
     """The command cannot be carried out as it was given: a wrong option, a module that is not there, an extra that is missing."""
     UNREACHABLE = 3
     """The server does not answer, or does not let us in."""
+    LOST = 4
+    """An audit found that something was lost."""
     FORCED = 130
     """Ended at once, by a second signal or an interrupt."""
 

@@ -30,7 +30,11 @@ class Gate:
         self._since = 0.0
 
     async def wait(self, error: Exception, stopped: asyncio.Event) -> None:
-        """Note a failure, and wait before the next attempt: a random part of 0.1 s, 0.2 s, 0.4 s … 10 s; not when we are to stop."""
+        """Note a failure, and wait before the next attempt; not when we are to stop.
+
+        The wait is a random part of as long as the trouble lasts already, within 0.1 s and 10 s: so we are back at the latest after as
+        much time again, and it does not matter how many tasks fail at once.
+        """
         self.failures += 1
         now = time.monotonic()
         if self.failures == 1:
@@ -38,7 +42,7 @@ class Gate:
         if now - self._said >= SAID_EVERY:
             self._said = now
             logger.warning("%s: %s; trying again (%d failures in %.0f s)", self.title, error, self.failures, now - self._since)
-        delay = random.uniform(0, min(LONGEST, FIRST * 2 ** min(self.failures, 16)))
+        delay = random.uniform(0, min(LONGEST, max(FIRST, now - self._since)))
         with suppress(TimeoutError):
             await asyncio.wait_for(stopped.wait(), max(FIRST / 2, delay))
 

@@ -244,6 +244,11 @@ def checked(reply: Any, endpoint: Endpoint) -> Any:
     return reply
 
 
+def field_of(row: Any, name: bytes) -> Any:
+    """A field of a reply with names: a map under RESP3, names and values in turn under RESP2."""
+    return row[name] if isinstance(row, dict) else row[row.index(name) + 1]
+
+
 def group_is_gone(error: BaseException | None) -> bool:
     """Whether a server's error says that a group, or its stream, is not there any more."""
     while isinstance(error, TransportError):

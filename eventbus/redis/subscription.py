@@ -20,12 +20,13 @@ from typing import Any, Final, cast
 import anyio
 
 from eventbus.errors import Full, TransportError, Unavailable, only_one
+from eventbus.redis.acks import PER_CALL, Acks, counter
 from eventbus.redis.audit import audit
 from eventbus.redis.dead_letters import dead_letter_words
 from eventbus.redis.entries import delivery_of, retried_entry
 from eventbus.redis.gate import Gate
 from eventbus.redis.keys import Keys
-from eventbus.redis.link import REPLY_TIMEOUT, Channel, Endpoint, Link, checked, group_is_gone, translate
+from eventbus.redis.link import REPLY_TIMEOUT, Channel, Endpoint, Link, checked, group_is_gone
 from eventbus.redis.retention import Retention, prune, trim
 from eventbus.redis.scripts import ACK, BEGIN, BURY, DUE, JOIN, REAP, RELEASE, RENEW, RETRY, SWEEP
 from eventbus.transport import Delivery, Subscribe, new_consumer, start_position
@@ -38,12 +39,12 @@ SWEEP_EVERY: Final = 5.0
 """Seconds between two sweeps, give or take a fifth."""
 ACK_WITHIN: Final = 0.01
 """Seconds after which acks are sent even if no read goes out that could carry them."""
-PER_CALL: Final = 500
-"""Ids in one script, at most: more would stop the server for milliseconds."""
 TIDY_EVERY: Final = 60.0
 """Seconds between two rounds of the janitor: dead consumers, old entries, dead letters, audit."""
 DEAD_AFTER: Final = 600.0
 """Seconds of silence after which a consumer that holds nothing is removed."""
+NOBODY_IS_IDLE_FOR: Final = 10**15
+"""Milliseconds."""
 LEAVE_WITHIN: Final = 5.0
 """Seconds for the last words to the server when we leave."""
 
@@ -70,16 +71,16 @@ class RedisSubscription:
         self._gate = Gate(f"{'+'.join(request.streams)}/{request.group}")
         self._stopped = asyncio.Event()
         self._abandoned = False
+        self._broken: TransportError | None = None
         self._held: dict[Key, Delivery] = {}
         self._unsettled: dict[Key, tuple[Any, ...]] = {}
-        self._acks: dict[str, list[str]] = {source: [] for source in self._sources}
-        self._acking: dict[str, list[str]] = {}
-        self._forgotten: list[tuple[str, str]] = []
-        self._flush_timer: asyncio.TimerHandle | None = None
+        self._acks = Acks(request.group, self._sources)
+        self._flush_timer: asyncio.Handle | None = None
         self._flushing: asyncio.Task[None] | None = None
         self._ready: deque[Delivery] = deque()
         self._own: dict[str, str] = {}
         self._cursors: dict[str, str] = dict.fromkeys(self._sources, "0-0")
+        self._answered = time.monotonic()
         self._sweep_at = 0.0
         self._due_at: dict[str, float] = {keys.stream: 0.0 for keys in self._keys}
         self._tidy_at = time.monotonic() + TIDY_EVERY * random.random()
@@ -120,6 +121,8 @@ class RedisSubscription:
 
     async def receive(self, limit: int, /) -> list[Delivery]:
         while not self._stopped.is_set():
+            if self._broken is not None:
+                raise self._broken
             if self._abandoned:
                 await asyncio.Event().wait()
             try:
@@ -135,8 +138,10 @@ class RedisSubscription:
                 else:
                     await self._gate.wait(exc, self._stopped)
             except Full as exc:
+                self._own = dict.fromkeys(self._sources, "0")
                 await self._gate.wait(exc, self._stopped)
             else:
+                self._answered = time.monotonic()
                 self._gate.passed()
                 if found:
                     return found
@@ -204,17 +209,20 @@ class RedisSubscription:
 
     async def _ask(self, reads: list[tuple[Any, ...]], timeout: float) -> list[Delivery]:
         """Acks and reads in one write; what the reads brought."""
-        acks = self._take_acks()
+        batch = self._acks.take()
+        commands = batch.commands if batch is not None else []
         try:
-            replies = await self._reader.call(*acks, *reads, timeout=timeout)
+            replies = await self._reader.call(*commands, *reads, timeout=timeout)
         except BaseException:
-            if acks:
-                self._put_acks_back()
+            if batch is not None:
+                self._acks.put_back(batch)
             raise
-        if acks:
-            self._acks_done(replies[: len(acks)])
+        if batch is not None:
+            self._acks.done(batch, replies[: len(commands)])
+        # All of them are looked at before anything is held: what is held is not read again, and one read may fail beside another.
+        brought = [checked(reply, self._endpoint) for reply in replies[len(commands) :]]
 
-        return [found for reply in replies[len(acks) :] for found in self._deliveries(checked(reply, self._endpoint))]
+        return [found for reply in brought for found in self._deliveries(reply)]
 
     def _xreadgroup(self, count: int, block: int | None, *sources: str) -> tuple[Any, ...]:
         waiting = () if block is None else ("BLOCK", block)
@@ -223,8 +231,13 @@ class RedisSubscription:
         return ("XREADGROUP", "GROUP", self._request.group, self.consumer, "COUNT", count, *waiting, "STREAMS", *sources, *marks)
 
     def _let_others_renew(self) -> None:
-        """The server was away or stood still, and every lease may have run out meanwhile: who is alive renews first, then we sweep."""
-        self._sweep_at = max(self._sweep_at, time.monotonic() + self._request.lease / 2)
+        """The server was away or stood still, and leases may have run out meanwhile: who is alive renews first, then we sweep.
+
+        Not so after a short trouble, or a line that is cut again and again would keep us from sweeping at all.
+        """
+        now = time.monotonic()
+        if now - self._answered > self._request.lease / 3:
+            self._sweep_at = max(self._sweep_at, now + self._request.lease / 2)
         self._beat.set()
 
     async def _read_own(self, limit: int) -> list[Delivery]:
@@ -237,14 +250,14 @@ class RedisSubscription:
             if not entries:
                 del self._own[source]
                 continue
-            done = {*self._acks[source], *self._acking.get(source, ())}
+            done = self._acks.of(source)
             found: list[Delivery] = []
+            vanished = [text for id, fields in entries if not fields and (source, text := id.decode()) not in self._held]
+            if vanished:  # first, for it may fail, and what is held by then would be forgotten
+                await self._vanished(source, vanished)
             for id, fields in entries:
                 text = id.decode()
-                if (source, text) in self._held or text in done:
-                    self._own[source] = text
-                elif not fields:
-                    await self._vanished(source, [text])
+                if (source, text) in self._held or text in done or not fields:
                     self._own[source] = text
                 elif len(found) < limit:
                     found.append(self._hold(source, id, fields))
@@ -274,7 +287,7 @@ class RedisSubscription:
                     logger.warning("%s: the server's clock went back; leases on %s begin anew", self._gate.title, source)
                 if vanished:
                     self._say_vanished(source, [id.decode() for id in vanished])
-                done = {*self._acks[source], *self._acking.get(source, ())}
+                done = self._acks.of(source)
                 found = [
                     self._hold(source, id, fields, suspect=count != 0)
                     for id, count, fields in claimed
@@ -292,7 +305,14 @@ class RedisSubscription:
         for keys in self._keys:
             if now < self._due_at[keys.stream]:
                 continue
-            moved, due, unreadable = await self._reader.run(DUE.call(keys.delayed, keys.delayed_entries, keys.retry, args=(100,)))
+            try:
+                moved, due, unreadable = await self._reader.run(
+                    DUE.call(keys.delayed, keys.delayed_entries, keys.retry, keys.state, args=(100,))
+                )
+            except Full as exc:
+                logger.warning("%s: what is due waits, and what is there is read: %s", self._gate.title, exc)
+                self._due_at[keys.stream] = now + SWEEP_EVERY
+                continue
             self._due_at[keys.stream] = now + min(SWEEP_EVERY, due / 1000 if due >= 0 else SWEEP_EVERY)
             if moved == 100:
                 self._due_at[keys.stream] = now
@@ -324,9 +344,7 @@ class RedisSubscription:
     def ack(self, delivery: Delivery, /) -> None:
         if self._held.pop((delivery.source, delivery.source_id), None) is None and delivery.lost:
             return
-        self._acks[delivery.source].append(delivery.source_id)
-        if delivery.suspect:
-            self._forgotten.append((self._sources[delivery.source].state, f"crash {delivery.source} {delivery.source_id}"))
+        self._acks.add(delivery)
         if self._flush_timer is None and self._flushing is None:
             within = ACK_WITHIN if self._held else 0
             self._flush_timer = asyncio.get_running_loop().call_later(within, self._flush_soon)
@@ -339,7 +357,7 @@ class RedisSubscription:
         command = RETRY.call(
             delivery.source, keys.delayed, keys.delayed_entries, keys.state,
             args=(
-                self._request.group, self.consumer, delivery.source_id, self._counter(delivery.source), int(after * 1000),
+                self._request.group, self.consumer, delivery.source_id, counter(keys, delivery.source), int(after * 1000),
                 retried_entry(delivery, error, datetime.now(UTC)),
             ),
         )  # fmt: skip
@@ -358,7 +376,7 @@ class RedisSubscription:
         words = dead_letter_words(delivery, self.consumer, reason, error, datetime.now(UTC))
         command = BURY.call(
             delivery.source, keys.dead, keys.state,
-            args=(self._request.group, self.consumer, delivery.source_id, self._counter(delivery.source), *words),
+            args=(self._request.group, self.consumer, delivery.source_id, counter(keys, delivery.source), *words),
         )  # fmt: skip
 
         return await self._settle(delivery, command)
@@ -402,18 +420,17 @@ class RedisSubscription:
                     )
 
     async def flush(self) -> None:
-        while any(self._acks.values()) or self._acking or self._flushing is not None:
+        while self._acks or self._acks.under_way:
+            self._flush_soon()
             if self._flushing is not None:
                 await asyncio.wait([self._flushing])
-            elif self._acking:
-                await asyncio.sleep(0.001)
             else:
-                self._flush_soon()
+                await asyncio.sleep(0.001)
 
     def abandon(self) -> None:
         """Vanish without a word, as a killed process would: for tests. Nothing more is settled, and the leases run out."""
         self._abandoned = True
-        self._acks = {source: [] for source in self._sources}
+        self._acks.forget()
         self._unsettled.clear()
         if self._reader.connected:
             self._aside(self._reader.close())
@@ -428,6 +445,7 @@ class RedisSubscription:
         except (Unavailable, Full) as exc:
             if key in self._held:
                 self._unsettled[key] = command
+                self._beat.set()
                 logger.warning("%s: %s is not settled yet: %s", self._gate.title, delivery.source_id, exc)
                 return True
             return False
@@ -435,62 +453,29 @@ class RedisSubscription:
 
         return bool(reply)
 
-    def _counter(self, source: str) -> str:
-        return "settled" if source == self._sources[source].stream else "retry-settled"
-
-    def _take_acks(self) -> list[tuple[Any, ...]]:
-        """The commands for everything that is to be acked, and is not under way yet."""
-        if self._acking or not any(self._acks.values()):
-            return []
-        commands: list[tuple[Any, ...]] = []
-        for source, ids in self._acks.items():
-            if ids:
-                self._acking[source] = ids
-                self._acks[source] = []
-                state, counter = self._sources[source].state, self._counter(source)
-                commands += [
-                    ACK.call(source, state, args=(self._request.group, counter, *ids[at : at + PER_CALL]))
-                    for at in range(0, len(ids), PER_CALL)
-                ]
-        commands += [("HDEL", state, name) for state, name in self._forgotten]
-        self._forgotten.clear()
-
-        return commands
-
-    def _acks_done(self, replies: list[Any]) -> None:
-        if not replies:
-            return
-        for reply in replies:
-            if isinstance(reply, Exception) and not group_is_gone(translate(reply, "")):
-                self._put_acks_back()
-                raise translate(reply, f"{self._endpoint} said") from reply
-        self._acking = {}
-
-    def _put_acks_back(self) -> None:
-        for source, ids in self._acking.items():
-            self._acks[source][:0] = ids
-        self._acking = {}
-
     def _flush_soon(self) -> None:
         if self._flush_timer is not None:
             self._flush_timer.cancel()
             self._flush_timer = None
-        if self._flushing is None and not self._abandoned:
+        if self._flushing is None and self._acks and not self._abandoned:
             self._flushing = asyncio.ensure_future(self._flush())
 
     async def _flush(self) -> None:
-        """Send acks on the control connection until there are none; a failure waits at the gate."""
+        """Send acks on the control connection until none wait; a failure waits at the gate, and what is fatal ends the reading."""
         try:
-            while any(self._acks.values()) and not self._acking:
-                commands = self._take_acks()
+            while (batch := self._acks.take()) is not None:
                 try:
-                    self._acks_done(await self._control.call(*commands))
-                except (Unavailable, Full) as exc:
-                    self._put_acks_back()
-                    await self._gate.wait(exc, asyncio.Event())
+                    replies = await self._control.call(*batch.commands)
                 except BaseException:
-                    self._put_acks_back()
+                    self._acks.put_back(batch)
                     raise
+                self._acks.done(batch, replies)
+        except (Unavailable, Full) as exc:
+            await self._gate.wait(exc, asyncio.Event())
+            self._flush_timer = asyncio.get_running_loop().call_soon(self._flush_soon)  # once this task has ended
+        except TransportError as exc:
+            self._broken = exc
+            self._unblock()
         finally:
             self._flushing = None
 
@@ -506,15 +491,17 @@ class RedisSubscription:
                 return
             now = time.monotonic()
             try:
-                if self._unsettled:
-                    await self._settle_again()
                 if now >= next_beat or self._beat.is_set():
                     self._beat.clear()
                     await self._renew()
                     next_beat = time.monotonic() + beat
+                if self._unsettled:
+                    await self._settle_again()
                 if now >= self._tidy_at:
                     await self._tidy()
-            except (Unavailable, Full) as exc:
+            except Full:
+                pass  # tried again after the pause: waiting longer would cost the leases, which can be renewed without memory
+            except Unavailable as exc:
                 if not group_is_gone(exc):
                     await self._gate.wait(exc, asyncio.Event())
                 next_beat = time.monotonic() + beat / 2
@@ -620,8 +607,13 @@ class RedisSubscription:
             self._aside(self._ask_to_unblock(self._reader_id))
 
     async def _ask_to_unblock(self, reader_id: int) -> None:
+        """Until the server says that it did: a read that is still on its way there does not wait yet."""
         with suppress(TransportError):
-            await self._control.call(("CLIENT", "UNBLOCK", reader_id))
+            while self._reading and self._reader_id == reader_id:
+                [unblocked] = await self._control.call(("CLIENT", "UNBLOCK", reader_id))
+                if unblocked != 0:
+                    return
+                await asyncio.sleep(0.002)
 
     def _aside(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something beside, soon."""
@@ -643,6 +635,9 @@ class RedisSubscription:
                 logger.warning("%s: leaving with something unsettled, which will be delivered again: %s", self._gate.title, exc)
             await self.release(list(self._held.values()))
             try:
+                for keys in self._keys:  # a sweep that claims nothing, for its checkpoint
+                    args = (self._request.group, self.consumer, NOBODY_IS_IDLE_FOR, "0-0", 1, 1)
+                    await self._control.run(SWEEP.call(keys.stream, keys.state, args=args))
                 for source in self._sources:
                     await self._control.run(REAP.call(source, args=(self._request.group, 0, "", self.consumer)))
             except TransportError as exc:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any, Self
 import redis.asyncio
 
 from eventbus.envelope import JSON, Codec, Envelope
-from eventbus.errors import ConfigurationError, PublishError, Refused
+from eventbus.errors import ConfigurationError, PublishError, Refused, Unavailable
 from eventbus.messages import check_name
 from eventbus.redis.audit import Audit, audit
 from eventbus.redis.dead_letters import dead_letter_from, requeued_words
 from eventbus.redis.keys import Keys
-from eventbus.redis.link import Channel, Endpoint
+from eventbus.redis.link import Channel, Endpoint, field_of, group_is_gone
 from eventbus.redis.publisher import Publisher
 from eventbus.redis.retention import Retention, trim
 from eventbus.redis.scripts import BACKLOG, REQUEUE
@@ -119,6 +119,18 @@ class RedisTransport:
         id = await self._channel.run(REQUEUE.call(keys.dead, keys.retry, args=(dead_letter.id, *requeued_words(dead_letter))))
 
         return bool(id)
+
+    async def groups(self, stream: str) -> list[str]:
+        """The groups on a stream, by name; none if there is no such stream."""
+        self._open()
+        try:
+            rows = await self._channel.run(("XINFO", "GROUPS", check_name("stream", stream)))
+        except Unavailable as exc:
+            if not group_is_gone(exc):
+                raise
+            return []
+
+        return sorted(field_of(row, b"name").decode() for row in rows)
 
     async def audit(self, stream: str, group: str) -> Audit | None:
         """Whether what was added since the group began is settled, pending or unread, or lost. None if there is no such group."""

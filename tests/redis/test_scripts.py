@@ -192,8 +192,8 @@ def test_retry_and_due_bring_the_entry_back_byte_for_byte(server: Any) -> None:
 
     assert 1 == retried(server, a)
     assert 0 == retried(server, a)
-    assert [1, -1, []] == server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, args=(100,))
-    assert [0, -1, []] == server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, args=(100,))
+    assert [1, -1, []] == server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, KEYS.state, args=(100,))
+    assert [0, -1, []] == server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, KEYS.state, args=(100,))
     [(_, fields)] = server.client.xrange(KEYS.retry)
     assert {b"id": b"one", b"payload": RAW, b"retry-attempt": b"2"} == fields
     assert (1, 0, 1) == (server.client.xlen(S), server.client.xpending(S, "g")["pending"], counted(server, "settled"))
@@ -205,7 +205,7 @@ def test_what_is_not_due_waits(server: Any) -> None:
     [a] = held(server, "a")
     retried(server, a, delay=60_000)
 
-    moved, wait, _ = server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, args=(100,))
+    moved, wait, _ = server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, KEYS.state, args=(100,))
     assert 0 == moved
     assert 50_000 < wait <= 60_000
 
@@ -236,7 +236,7 @@ def test_a_delayed_entry_that_cannot_be_read_is_set_aside(server: Any) -> None:
     server.client.zadd(KEYS.delayed, {"broken": 0, "missing": 0})
     server.client.hset(KEYS.delayed_entries, "broken", "3:ab")
 
-    moved, _, unreadable = server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, args=(100,))
+    moved, _, unreadable = server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, KEYS.state, args=(100,))
     assert (1, [b"broken", b"missing"]) == (moved, sorted(unreadable))
     assert {b"unreadable broken": b"3:ab"} == server.client.hgetall(KEYS.delayed_entries)
 

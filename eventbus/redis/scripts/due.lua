@@ -1,7 +1,8 @@
 -- due: moves what is due from the delayed set to the retry stream.
 -- Promises: each entry is moved once, however many movers there are. An entry that cannot be read is left in the hash under
 --   'unreadable <member>' and reported; the others flow. The first write is XADD, which a full server refuses.
--- KEYS     delayed, delayed entries, retry stream
+--   When the server's clock was set back, what waits is due as much earlier, and does not wait for the clock to catch up.
+-- KEYS     delayed, delayed entries, retry stream, group hash
 -- ARGV     how many at the most
 -- Replies  {how many were moved, ms until the next is due or -1, members that could not be read}
 local function words_of(text)
@@ -16,6 +17,15 @@ local function words_of(text)
 end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
+local clock = 'clock ' .. KEYS[1]
+local back = tonumber(redis.call('HGET', KEYS[4], clock) or '0') - now
+if back > 1000 then
+  -- What was delayed since then has a time of the new clock, and most of it lies before the middle; what was delayed earlier lies behind.
+  local middle = string.format('%.0f', now + back / 2)
+  for _, member in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. middle, '+inf')) do
+    redis.call('ZINCRBY', KEYS[1], -back, member)
+  end
+end
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
 local moved, unreadable = 0, {}
 for _, member in ipairs(due) do
@@ -32,4 +42,5 @@ for _, member in ipairs(due) do
   redis.call('HDEL', KEYS[2], member)
 end
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+if first[2] then redis.pcall('HSET', KEYS[4], clock, now) end
 return {moved, first[2] and math.max(0, math.ceil(tonumber(first[2]) - now)) or -1, unreadable}

@@ -1,0 +1,86 @@
+"""`eventbus audit`: it adds up, or says what is lost, and the exit code says it too."""
+
+import json
+
+import anyio
+import pytest
+import redis
+
+from eventbus import Event, MessageBus, Metadata, Subscriber, UnitOfWork
+from eventbus.redis import RedisTransport
+from eventbus.testing import drain
+from eventbus.testing.servers import LiveServer
+from tests.cli.conftest import Command
+
+S = "audited-club"
+
+
+class Ticked(Event):
+    metadata = Metadata(name="ticked", published=True, stream=S)
+    number: int
+
+
+async def _history(url: str) -> None:
+    """Ten events, of which the mailer has handled the first six."""
+    bus = MessageBus()
+
+    @bus.listen
+    async def tick(event: Ticked) -> None: ...
+
+    async with RedisTransport(url) as transport:
+        await transport.delete(S)
+        for count in (6, 4):
+            async with UnitOfWork(transport=transport) as uow:
+                for number in range(count):
+                    uow.emit(Ticked(number))
+                await uow.commit()
+            if count == 6:
+                await drain(Subscriber(bus=bus, transport=transport, streams=[S], group="mailer"))
+
+
+@pytest.fixture
+def url(redis_server: LiveServer) -> str:
+    anyio.run(_history, redis_server.url)
+
+    return redis_server.url
+
+
+def test_what_adds_up_is_said_in_a_line_for_each_group(eventbus: Command, url: str) -> None:
+    """Exit code 0."""
+    done = eventbus("audit", S, "--url", url)
+
+    assert (0, "") == (done.returncode, done.stderr)
+    assert f"{S}/mailer: added 10 = settled 6 + pending 0 + unread 4: adds up\n" == done.stdout
+
+
+def test_what_is_lost_is_counted_and_placed(eventbus: Command, url: str) -> None:
+    """Exit code 4, whoever removed it."""
+    with redis.Redis.from_url(url) as client:
+        entries = [id.decode() for id, _ in client.xrange(S)]
+        client.xdel(S, entries[7], entries[8])
+
+    done = eventbus("audit", S, "mailer", "--url", url)
+    assert 4 == done.returncode
+    assert f"{S}/mailer: added 10 = settled 6 + pending 0 + unread 2: 2 LOST between " in done.stdout
+    found = json.loads(eventbus("audit", S, "--json", "--url", url).stdout)
+    assert (2, 6, 2) == (found["lost"], found["settled"], found["unread"])
+    assert found["after"] <= entries[7] <= found["before"]
+
+
+def test_a_group_or_stream_that_is_not_there_is_one_line(eventbus: Command, url: str) -> None:
+    """With the names that are near."""
+    done = eventbus("audit", S, "mialer", "--url", url)
+    assert (2, f"eventbus: stream {S!r} has no group 'mialer'; did you mean mailer?\n") == (done.returncode, done.stderr)
+
+    done = eventbus("audit", "nowhere", "--url", url)
+    assert 2 == done.returncode
+    assert "has no stream 'nowhere'" in done.stderr
+
+
+def test_a_server_that_does_not_answer_is_one_line(eventbus: Command) -> None:
+    """Exit code 3, and the password is not in it."""
+    done = eventbus("audit", S, "--url", "redis://user:canary@127.0.0.1:1/0")
+
+    assert 3 == done.returncode
+    assert 1 == done.stderr.count("\n")
+    assert "canary" not in done.stderr
