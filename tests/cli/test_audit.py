@@ -1,6 +1,7 @@
 """`eventbus audit`: it adds up, or says what is lost, and the exit code says it too."""
 
 import json
+from collections.abc import Iterator
 
 import anyio
 import pytest
@@ -28,7 +29,6 @@ async def _history(url: str) -> None:
     async def tick(event: Ticked) -> None: ...
 
     async with RedisTransport(url) as transport:
-        await transport.delete(S)
         for count in (6, 4):
             async with UnitOfWork(transport=transport) as uow:
                 for number in range(count):
@@ -38,11 +38,16 @@ async def _history(url: str) -> None:
                 await drain(Subscriber(bus=bus, transport=transport, streams=[S], group="mailer"))
 
 
-@pytest.fixture
-def url(redis_server: LiveServer) -> str:
-    anyio.run(_history, redis_server.url)
+async def _forget(url: str) -> None:
+    async with RedisTransport(url) as transport:
+        await transport.delete(S)
 
-    return redis_server.url
+
+@pytest.fixture
+def url(redis_server: LiveServer) -> Iterator[str]:
+    anyio.run(_history, redis_server.url)
+    yield redis_server.url
+    anyio.run(_forget, redis_server.url)
 
 
 def test_what_adds_up_is_said_in_a_line_for_each_group(eventbus: Command, url: str) -> None:
