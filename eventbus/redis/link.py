@@ -10,7 +10,7 @@ import asyncio
 import re
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import hiredis
 import redis.asyncio
@@ -203,6 +203,8 @@ class Channel:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
+        self.opened = 0
+        """How many connections it has had."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: Link | None = None
         self._lock: asyncio.Lock | None = None
@@ -217,6 +219,7 @@ class Channel:
             if link is None or not link.connected:
                 link = self._link = Link(self.endpoint)
                 await link.open()
+                self.opened += 1
             return await link.call(*commands, timeout=timeout)
 
     async def run(self, command: Sequence[Any], *, timeout: float = REPLY_TIMEOUT) -> Any:
@@ -246,7 +249,9 @@ def checked(reply: Any, endpoint: Endpoint) -> Any:
 
 def field_of(row: Any, name: bytes) -> Any:
     """A field of a reply with names: a map under RESP3, names and values in turn under RESP2."""
-    return row[name] if isinstance(row, dict) else row[row.index(name) + 1]
+    pairs: Any = cast("dict[bytes, Any]", row).items() if isinstance(row, dict) else zip(row[::2], row[1::2], strict=True)
+
+    return dict(pairs)[name]
 
 
 def group_is_gone(error: BaseException | None) -> bool:
