@@ -193,6 +193,8 @@ class RedisSubscription:
         wait = min([self._sweep_at, *self._due_at.values()]) - time.monotonic()
         block = max(1, int(min(BLOCK, wait) * 1000))
         began = time.monotonic()
+        if self._stopped.is_set():  # while something else was awaited: then nobody ends a read that waits
+            return []
         self._reading = True
         try:
             found = await self._ask(
@@ -326,10 +328,14 @@ class RedisSubscription:
 
     def _deliveries(self, reply: Any) -> list[Delivery]:
         found: list[Delivery] = []
+        held, consumer = self._held, self.consumer
         for source, entries in _streams(reply).items():
+            keys = self._sources[source]
             for id, fields in entries:
                 if fields:
-                    found.append(self._hold(source, id, fields))
+                    delivery = delivery_of(keys, consumer, source, id, fields)
+                    held[source, delivery.source_id] = delivery
+                    found.append(delivery)
 
         return found
 
@@ -385,6 +391,8 @@ class RedisSubscription:
         state = self._sources[delivery.source].state
         command = BEGIN.call(delivery.source, state, args=(self._request.group, self.consumer, delivery.source_id))
         while True:
+            if self._abandoned:
+                await asyncio.Event().wait()
             try:
                 starts = await self._control.run(command)
                 break
@@ -517,14 +525,25 @@ class RedisSubscription:
             by_source.setdefault(source, []).append(id)
         for source, ids in by_source.items():
             for at in range(0, len(ids), PER_CALL):
-                lost, gone = await self._control.run(
+                lost, gone, settled = await self._control.run(
                     RENEW.call(source, args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]))
                 )
                 for id in lost:
                     self._lose(source, id.decode())
-                vanished = [id.decode() for id in gone if self._held.pop((source, id.decode()), None) is not None]
+                for id in settled:
+                    self._held.pop((source, id.decode()), None)
+                vanished = [id.decode() for id in gone if self._is_gone(source, id.decode())]
                 if vanished:
                     await self._vanished(source, vanished)
+
+    def _is_gone(self, source: str, id: str) -> bool:
+        """Whether we held it until now. What its own commit is settling at this moment is not gone."""
+        delivery = self._held.get((source, id))
+        if delivery is None or delivery.settled:
+            return False
+        del self._held[source, id]
+
+        return True
 
     def _lose(self, source: str, id: str) -> None:
         delivery = self._held.pop((source, id), None)
