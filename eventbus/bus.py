@@ -16,7 +16,6 @@ book = await bus.handle(RegisterBook(...), uow)
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Mapping
 from inspect import isawaitable, iscoroutinefunction
 from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, TypeVar
@@ -213,14 +212,12 @@ class MessageBus:
         root = uow.receive(message, cause, delivery)
         for dependency in transient.values():
             uow.depend(dependency)
-        call = _Call(self._factories, transient, uow, delivery)
+        call: _Call | None = None
         handlers = self._handlers
-        queue: deque[Record] = deque(earlier)
-        queue.append(root)
+        queue: list[Record] = [*earlier, root]
         result: Any = None
         try:
-            while queue:
-                record = queue.popleft()
+            for record in queue:  # which grows meanwhile
                 message = record.message
                 if self._upcasts and record is not root:
                     message = self.upcasted(message)
@@ -246,6 +243,8 @@ class MessageBus:
                     elif shape == 0:
                         returned = await handler.function(message)
                     else:
+                        if call is None:
+                            call = _Call(self._factories, transient, uow, delivery)
                         returned = await handler(message, await call.arguments(handler, record))
                     if record is root:
                         result = returned

@@ -216,6 +216,11 @@ def too_long(payload: bytes) -> bool:
     return len(payload) > MAX_PAYLOAD
 
 
+def is_harmless(payload: bytes) -> bool:
+    """Whether a JSON payload is within the limits at first sight: many brackets beside one another are not, and want a closer look."""
+    return len(payload) <= MAX_PAYLOAD and payload.count(b"[") + payload.count(b"{") <= MAX_DEPTH
+
+
 def too_deep(payload: bytes, content_type: str) -> bool:
     """Whether a payload nests deeper than `MAX_DEPTH`. Few brackets are the usual case and cost two counts; only many are matched up."""
     if content_type == MSGPACK.content_type:

@@ -26,7 +26,7 @@ class Record:
     Most messages never leave their process and need no envelope: a record costs next to nothing until then.
     """
 
-    __slots__ = ("_codec", "_created_at", "_envelope", "_headers", "_id", "_origin", "cause", "depth", "message")
+    __slots__ = ("_codec", "_created_at", "_envelope", "_headers", "_id", "_origin", "cause", "depth", "entry_id", "message")
 
     def __init__(
         self,
@@ -39,6 +39,8 @@ class Record:
         self.message = message
         self.cause = cause
         self.depth: int = 0 if cause is None else cause.depth + 1
+        self.entry_id: str | None = None
+        """Where in its stream it is, once it was published for a durable store."""
         self._origin = origin
         self._headers = headers
         self._codec = codec
@@ -53,6 +55,11 @@ class Record:
     def outgoing(self) -> bool:
         """Whether the unit of work publishes it when it commits: not if it came from a stream."""
         return self._origin is None and type(self.message).metadata.published
+
+    @property
+    def received(self) -> bool:
+        """Whether it came in an envelope, and was not made here."""
+        return self._origin is not None
 
     @property
     def id(self) -> str:

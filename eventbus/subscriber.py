@@ -12,19 +12,22 @@ ack, retry or bury. Nothing is acked before its unit of work committed, and noth
 from __future__ import annotations
 
 import logging
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from inspect import isawaitable
+from itertools import chain
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
 
 from eventbus.bus import MessageBus
-from eventbus.envelope import CONTENT_TYPE, JSON, decode, split_type
+from eventbus.envelope import CONTENT_TYPE, JSON, decode, is_harmless, split_type
 from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, TransportError, excerpt, only_one
 from eventbus.messages import Message, check_name
 from eventbus.retry import Policy, exponential
@@ -222,12 +225,16 @@ class _Run:
         self.suspects: deque[Delivery] = deque()
         self.suspect_running = False
         self.left: list[Delivery] = []
-        self.room_wanted: tuple[anyio.Event, int] | None = None
+        self.room = anyio.Event()
+        self.room_at = -1
+        """The number in hand at which the reader goes on that waits for `room`; -1 when it does not wait."""
         self.handled = self.duplicates = self.ignored = self.retried = self.buried = self.lost_leases = 0
         self.last_progress: float | None = None
         self.send, self.receive = anyio.create_memory_object_stream[Delivery](float("inf"))
         self.types = {name.encode(): message_type for name, message_type in subscriber.bus.types().items()}
         self.names = {split_type(name)[0] for name in subscriber.bus.types()}
+        self.decoders: dict[bytes, Callable[[bytes], Message]] = {}
+        """For the types that came before, as JSON, and that no upcast changes."""
         self.make = subscriber.unit_of_work or _plain
 
     async def serve(self, request: Subscribe, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -283,8 +290,7 @@ class _Run:
     async def _stop(self, subscription: Subscription) -> None:
         await self.stopping.wait()
         subscription.stop()
-        if self.room_wanted is not None:
-            self.room_wanted[0].set()
+        self.room.set()
 
     async def _read(self, subscription: Subscription) -> None:
         """Keep the workers busy: read when a slot is free, ahead only as far as handlers are fast."""
@@ -300,17 +306,19 @@ class _Run:
                 finished, since = done, anyio.current_time()
             room = concurrency + ahead - self.in_hand
             if room < max(1, ahead // 2):
-                self.room_wanted = (anyio.Event(), concurrency + ahead - max(1, ahead // 2))
-                await self.room_wanted[0].wait()
-                self.room_wanted = None
+                self.room, self.room_at = anyio.Event(), concurrency + ahead - max(1, ahead // 2)
+                await self.room.wait()
+                self.room_at = -1
                 continue
             deliveries = await subscription.receive(room)
             if not deliveries:
                 return
             self.in_hand += len(deliveries)
-            size = sum(map(_size, deliveries)) // len(deliveries) + 1
+            size = sum(map(len, chain.from_iterable([delivery.fields for delivery in deliveries]))) // len(deliveries) + 1
             for delivery in deliveries:
                 self.send.send_nowait(delivery)
+            if len(deliveries) <= concurrency:
+                await anyio.lowlevel.checkpoint()  # their handlers first: what is quick is acked along with the next read
 
     def _take_back(self) -> None:
         """What no worker has started on will be given back."""
@@ -321,10 +329,14 @@ class _Run:
                 self.left.append(self.receive.receive_nowait())
         self.send.close()
 
-    def _done(self) -> None:
+    def _done(self) -> bool:
+        """One less in hand. Whether that woke the reader."""
         self.in_hand -= 1
-        if self.room_wanted is not None and self.in_hand <= self.room_wanted[1]:
-            self.room_wanted[0].set()
+        if self.in_hand != self.room_at:
+            return False
+        self.room.set()
+
+        return True
 
     # ------------------------------------------------------------------------------------------------------------ work
 
@@ -369,9 +381,11 @@ class _Run:
                 raise
             finally:
                 del running[delivery]
-                self._done()
+                woken = self._done()
             if scope.cancel_called:  # lost while its end was shielded
                 return True
+            if woken:
+                await anyio.lowlevel.checkpoint()  # the next read goes out, and is answered while the rest is handled
 
     async def _handle_suspect(self, subscription: Subscription, delivery: Delivery) -> None:
         """One that a dead process held: one at a time, and counted before it starts."""
@@ -394,7 +408,7 @@ class _Run:
                 self.ignored += 1
                 return
             uow = self.make(self.subscriber.transport)
-            if isawaitable(uow):
+            if not isinstance(uow, UnitOfWork) and isawaitable(uow):
                 uow = await uow
             async with uow:
                 if await uow.begin(delivery):
@@ -419,7 +433,7 @@ class _Run:
         if delivery.lost:
             subscription.settled(delivery)
             return
-        self.last_progress = anyio.current_time()
+        self.last_progress = time.monotonic()
         if error is None:
             if delivery.settled:
                 subscription.settled(delivery)
@@ -440,6 +454,11 @@ class _Run:
             content_type = JSON.content_type
             if len(fields) > 8 and b"content_type" in fields[8::2]:
                 content_type = delivery.envelope.headers[CONTENT_TYPE]
+            elif (decoder := self.decoders.get(type)) is not None and is_harmless(payload):
+                try:
+                    return decoder(payload)
+                except Exception:
+                    pass
         else:
             envelope = delivery.envelope
             type, payload, content_type = envelope.type.encode(), envelope.payload, envelope.content_type
@@ -456,7 +475,12 @@ class _Run:
                 )
             return None
 
-        return self.subscriber.bus.upcasted(decode(message_type, payload, content_type))
+        message = decode(message_type, payload, content_type)
+        newest = self.subscriber.bus.upcasted(message)
+        if newest is message and content_type == JSON.content_type:
+            self.decoders[type] = JSON.decoder(message_type)
+
+        return newest
 
     # ---------------------------------------------------------------------------------------------------------- settle
 
@@ -488,10 +512,6 @@ class _Run:
 
 def _plain(transport: Transport) -> UnitOfWork:
     return UnitOfWork(transport=transport)
-
-
-def _size(delivery: Delivery) -> int:
-    return sum(map(len, delivery.fields))
 
 
 def _title(delivery: Delivery) -> str:

@@ -1,4 +1,4 @@
-"""One backoff for every failure of a connection: waits longer each time, with full jitter, and says so at a bounded rate."""
+"""One backoff for every failure of a connection: waits longer each time, with jitter, and says so at a bounded rate."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SAID_EVERY: Final = 10.0
 
 
 class Gate:
-    """Stands before every new attempt after a failure."""
+    """Stands before every new attempt after a failure, for all that fails: who comes while it is closed waits until it opens, too."""
 
     def __init__(self, title: str) -> None:
         self.title = title
@@ -28,12 +28,13 @@ class Gate:
         """Times that it went well again after a failure."""
         self._said = float("-inf")
         self._since = 0.0
+        self._opens = 0.0
 
     async def wait(self, error: Exception, stopped: asyncio.Event) -> None:
         """Note a failure, and wait before the next attempt; not when we are to stop.
 
-        The wait is a random part of as long as the trouble lasts already, within 0.1 s and 10 s: so we are back at the latest after as
-        much time again, and it does not matter how many tasks fail at once.
+        The wait is about as long as the trouble has lasted, half as much or half as much again, within 0.1 s and 10 s. So whatever was
+        away for a moment is found again after a moment.
         """
         self.failures += 1
         now = time.monotonic()
@@ -42,9 +43,10 @@ class Gate:
         if now - self._said >= SAID_EVERY:
             self._said = now
             logger.warning("%s: %s; trying again (%d failures in %.0f s)", self.title, error, self.failures, now - self._since)
-        delay = random.uniform(0, min(LONGEST, max(FIRST, now - self._since)))
+        if now >= self._opens:
+            self._opens = now + min(LONGEST, max(FIRST, now - self._since) * random.uniform(0.5, 1.5))
         with suppress(TimeoutError):
-            await asyncio.wait_for(stopped.wait(), max(FIRST / 2, delay))
+            await asyncio.wait_for(stopped.wait(), max(FIRST / 2, self._opens - now))
 
     def passed(self) -> None:
         """It went well."""

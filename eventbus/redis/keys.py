@@ -17,6 +17,11 @@ class Keys(msgspec.Struct, frozen=True):
         return f"{{{self.stream}}}:published:0", f"{{{self.stream}}}:published:1"
 
     @property
+    def commits(self) -> tuple[str, str]:
+        """The commits of sessions, in two rotating windows (hashes)."""
+        return f"{{{self.stream}}}:commits:0", f"{{{self.stream}}}:commits:1"
+
+    @property
     def added(self) -> str:
         """How many entries were added, on servers that do not count them themselves (Redis 6.2)."""
         return f"{{{self.stream}}}:added"

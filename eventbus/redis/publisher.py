@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from eventbus.envelope import Envelope, to_fields
 from eventbus.errors import PublishError, TransportError, Unavailable
 from eventbus.messages import check_name
 from eventbus.redis.keys import Keys
-from eventbus.redis.link import Channel, Endpoint, translate
+from eventbus.redis.link import Channel, Endpoint, field_of, translate
 from eventbus.redis.scripts import PUBLISH
+
+logger = logging.getLogger("eventbus.redis")
 
 WINDOW: Final = 600.0
 """Seconds for which an envelope id is remembered at least; twice that at the most."""
@@ -27,6 +31,9 @@ class Publisher:
 
     While a batch is under way, what other tasks publish waits and goes together in the next. There is no task of its own: the first of
     those that wait sends for all. A call whose reply was lost is asked again, for up to `patience` seconds: the script adds nothing twice.
+
+    A server that was killed, or replaced by a replica that lagged, may have lost what it was given last. So each new connection is asked
+    for the last entry of ours, and if that is not there an error is logged.
     """
 
     def __init__(self, endpoint: Endpoint, default: str, patience: float) -> None:
@@ -35,6 +42,8 @@ class Publisher:
         self._patience = patience
         self._waiting: deque[_Job] = deque()
         self._sending = False
+        self._newest: dict[str, str] = {}
+        self._looked_back = 0
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def publish(self, envelopes: Sequence[Envelope]) -> list[str]:
@@ -114,6 +123,7 @@ class Publisher:
             else:
                 for (job, index), id in zip(parts, reply, strict=True):
                     job.ids[index] = id.decode()
+                self._newest[stream] = reply[-1].decode()
         for job in jobs:
             job.done = True
 
@@ -124,6 +134,7 @@ class Publisher:
             replies: list[Any]
             try:
                 replies = await self._channel.call(*commands)
+                await self._look_back()
             except TransportError as exc:
                 sent = sent or self._channel.sent
                 replies = [exc] * len(commands)
@@ -132,6 +143,27 @@ class Publisher:
                 return replies, sent
             await asyncio.sleep(delay * (0.5 + random.random() / 2))
             delay = min(delay * 2, 1.0)
+
+    async def _look_back(self) -> None:
+        """On another connection than the last time: whether what we published last is still there."""
+        opened = self._channel.opened
+        if opened == self._looked_back:
+            return
+        for stream, newest in self._newest.items():
+            with suppress(TransportError):
+                info, entry, oldest, before = await self._channel.call(
+                    ("XINFO", "STREAM", stream),
+                    ("XRANGE", stream, newest, newest),
+                    ("XRANGE", stream, "-", "+", "COUNT", 1),
+                    ("XREVRANGE", stream, newest, "-", "COUNT", 1),
+                )
+                if _is_forgotten(newest, info, entry, oldest):
+                    logger.error(
+                        "%s: the server has forgotten what was published last: %s is not there any more, the last before it is %s; it was "
+                        "restarted or replaced without its newest data. Publish again what came after that, it adds nothing twice",
+                        stream, newest, before[0][0].decode() if isinstance(before, list) and before else "none",
+                    )  # fmt: skip
+        self._looked_back = opened
 
 
 class _Job:
@@ -156,6 +188,23 @@ class _Job:
         error.__cause__ = cause
 
         return error
+
+
+def _is_forgotten(newest: str, info: Any, entry: Any, oldest: Any) -> bool:
+    """Whether an entry that we were told of is missing, and was neither trimmed nor can it not be seen."""
+    if isinstance(info, Exception):
+        return "no such key" in str(info)
+    if entry or isinstance(entry, Exception) or isinstance(oldest, Exception):
+        return False
+    last: bytes = field_of(info, b"last-generated-id")
+
+    return _place(last) < _place(newest.encode()) or bool(oldest and _place(oldest[0][0]) < _place(newest.encode()))
+
+
+def _place(id: bytes) -> tuple[int, int]:
+    ms, _, number = id.partition(b"-")
+
+    return int(ms), int(number)
 
 
 def _command(stream: str, parts: list[tuple[_Job, int]]) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -16,8 +17,9 @@ from eventbus.errors import ConfigurationError, PublishError, Refused, Unavailab
 from eventbus.messages import check_name
 from eventbus.redis.audit import Audit, audit
 from eventbus.redis.dead_letters import dead_letter_from, requeued_words
+from eventbus.redis.exchange import Exchange
 from eventbus.redis.keys import Keys
-from eventbus.redis.link import Channel, Endpoint, field_of, group_is_gone
+from eventbus.redis.link import Channel, Endpoint, Link, checked, field_of, group_is_gone
 from eventbus.redis.publisher import Publisher
 from eventbus.redis.retention import Retention, trim
 from eventbus.redis.scripts import BACKLOG, REQUEUE
@@ -60,6 +62,7 @@ class RedisTransport:
         self.endpoint = Endpoint(source)
         self._publisher = Publisher(self.endpoint, self.stream, patience)
         self._channel = Channel(self.endpoint)
+        self._exchange = Exchange(self.endpoint, patience)
         self._holders = 0
         self._closed = False
 
@@ -138,11 +141,40 @@ class RedisTransport:
 
         return await audit(self._channel, Keys(check_name("stream", stream), check_name("group", group)))
 
+    async def run_id(self) -> str | None:
+        """Which run of the server answers: another after a restart or a failover. None when the user may not ask (`INFO`).
+
+        It is asked over a new connection, and so whoever has the address now.
+        """
+        self._open()
+        link = Link(self.endpoint)
+        await link.open()
+        [info] = await link.call(("INFO", "server"))
+        await link.close()
+        found = re.search(rb"run_id:(\w+)", info) if isinstance(info, bytes) else None
+
+        return found[1].decode() if found else None
+
+    async def holds(self, stream: str, entry_ids: Sequence[str], /) -> list[bool]:
+        """Whether these entries are in the stream."""
+        self._open()
+        replies = await self._channel.call(*(("XRANGE", check_name("stream", stream), id, id) for id in entry_ids))
+
+        return [bool(checked(reply, self.endpoint)) for reply in replies]
+
     async def trim(self, stream: str) -> int:
         """Remove what is older than the retention and settled by every group, now; how many entries went. Subscribers do it by themselves."""
         self._open()
 
         return await trim(self._channel, check_name("stream", stream), self.retention)
+
+    async def ask(self, command: Sequence[Any], /, *, writes: bool = False) -> Any:
+        """The server's answer to a command that may be asked twice, over a connection that many tasks share: for sessions."""
+        if self._closed:
+            raise Refused(f"{self!r} is closed; enter it again")
+        self._open()
+
+        return await self._exchange.ask(command, writes=writes)
 
     async def delete(self, stream: str) -> None:
         """Delete a stream with everything that belongs to it: entries, groups, retries, dead letters. There is no way back."""
@@ -172,4 +204,5 @@ class RedisTransport:
         if self._holders == 0:
             await self._publisher.close()
             await self._channel.close()
+            await self._exchange.close()
             self.endpoint.stop()

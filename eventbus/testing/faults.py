@@ -221,7 +221,10 @@ class _Connection:
                         continue
                     await self._pass_on(buffer[passed : at if fault.after else passed + fault.keep])
                     if fault.silent:
-                        await self._swallow(self._client[0])
+                        while await self._client[0].read(1 << 18):
+                            pass
+                    else:
+                        await _arrive(fault.keep)
                     return
                 await self._pass_on(buffer[passed:at])
                 buffer = buffer[at:]
@@ -242,16 +245,11 @@ class _Connection:
                     kept += len(data)
                 self._client[1].write(data)
                 await self._client[1].drain()
-                if fault is not None and (not fault.after or kept >= fault.keep):
-                    if fault.silent:
-                        await self._swallow(self._server[0])
+                if fault is not None and not fault.silent and kept >= fault.keep:
+                    await _arrive(fault.keep)
                     return
-
-    async def _swallow(self, reader: asyncio.StreamReader) -> None:
-        while await reader.read(1 << 18):
-            pass
-        await asyncio.Event().wait()
-
+            if self._fault is not None and self._fault.silent:
+                await asyncio.Event().wait()  # until the client gives up
 
 def _command(buffer: bytes, start: int) -> tuple[str, int] | None:
     """The command that begins here, its name and where it ends; None if it is not there as a whole."""
@@ -293,6 +291,12 @@ async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
         return await asyncio.open_connection(parts.hostname or "localhost", parts.port or 6379)
 
     raise ConfigurationError(f"FaultProxy({parts.scheme}://…): it stands before redis:// and unix:// servers")
+
+
+async def _arrive(some: int) -> None:
+    """Let what was sent arrive before a reset, which overtakes what is not read yet."""
+    if some:
+        await asyncio.sleep(0.01)
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:

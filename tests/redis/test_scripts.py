@@ -292,14 +292,15 @@ def test_begin_counts_the_starts_of_an_owner(server: Any) -> None:
 
 
 def test_renew_tells_what_is_lost_from_what_is_gone(server: Any) -> None:
-    """It takes nothing back, and counts no delivery."""
+    """And both from what somebody else has settled. It takes nothing back, and counts no delivery."""
     mine, taken, settled, trimmed = held(server, "a", "b", "c", "d")
     server.client.xclaim(S, "g", "other", 0, [taken])
     server.client.xack(S, "g", settled)
     server.client.xdel(S, trimmed)
 
-    lost, gone = server.run(RENEW, S, args=("g", "me", mine, taken, settled, trimmed))
-    assert ([taken], settled in gone) == (lost, True)
+    lost, gone, done = server.run(RENEW, S, args=("g", "me", mine, taken, settled, trimmed))
+    assert ([taken], [settled]) == (lost, done)
+    assert [] == gone or [trimmed] == gone  # Redis 6.2 does not tell
     assert ("me", 1) == server.owner(S, "g", mine)
     assert "other" == server.owner(S, "g", taken)[0]
 

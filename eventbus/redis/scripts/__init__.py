@@ -10,15 +10,16 @@ from typing import Any, Final
 class Script:
     """A script by its digest; its text goes to the server once."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *before: str) -> None:
+        """`before`: files with what it shares with others, which go before it."""
         self.name = name
-        self.text = (files(__name__) / f"{name}.lua").read_text()
+        self.text = "".join((files(__name__) / f"{part}.lua").read_text() for part in (*before, name))
         self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __repr__(self) -> str:
         return f"<script {self.name}>"
 
-    def call(self, *keys: str, args: tuple[Any, ...] | list[Any] = ()) -> tuple[Any, ...]:
+    def call(self, *keys: str | bytes, args: tuple[Any, ...] | list[Any] = ()) -> tuple[Any, ...]:
         """The command that runs it. A server that does not know it yet answers NOSCRIPT; then `Link.call` sends the text."""
         return ("EVALSHA", self.sha, len(keys), *keys, *args)
 
@@ -31,6 +32,7 @@ BURY: Final = Script("bury")
 COUNT: Final = Script("count")
 DUE: Final = Script("due")
 JOIN: Final = Script("join")
+LOOK: Final = Script("look", "digest")
 PRUNE: Final = Script("prune")
 PUBLISH: Final = Script("publish")
 REAP: Final = Script("reap")
@@ -38,6 +40,7 @@ RELEASE: Final = Script("release")
 RENEW: Final = Script("renew")
 REQUEUE: Final = Script("requeue")
 RETRY: Final = Script("retry")
+SETTLE: Final = Script("settle", "digest")
 SWEEP: Final = Script("sweep")
 TRIM: Final = Script("trim")
 
