@@ -251,6 +251,7 @@ class _Connection:
             if self._fault is not None and self._fault.silent:
                 await asyncio.Event().wait()  # until the client gives up
 
+
 def _command(buffer: bytes, start: int) -> tuple[str, int] | None:
     """The command that begins here, its name and where it ends; None if it is not there as a whole."""
     end = buffer.find(b"\n", start)
