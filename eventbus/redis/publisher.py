@@ -161,7 +161,7 @@ class Publisher:
                     logger.error(
                         "%s: the server has forgotten what was published last: %s is not there any more, the last before it is %s; it was "
                         "restarted or replaced without its newest data. Publish again what came after that, it adds nothing twice",
-                        stream, newest, before[0][0].decode() if isinstance(before, list) and before else "none",
+                        stream, newest, "none" if isinstance(before, Exception) or not before else before[0][0].decode(),
                     )  # fmt: skip
         self._looked_back = opened
 
