@@ -17,13 +17,13 @@ import re
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, Final, Protocol, TypeVar, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 import uuid_utils
 
 from eventbus.errors import ConfigurationError, DecodeError, EncodeError, excerpt
-from eventbus.messages import Message
+from eventbus.messages import Message, Metadata
 
 M = TypeVar("M", bound=Message)
 
@@ -144,7 +144,7 @@ class Codec:
             payload = self._encode(message)
             if too_long(payload):
                 raise EncodeError(_too_long(cls.metadata.type, payload), type=cls.metadata.type)
-            if too_deep(payload, self.content_type):
+            if not (self is JSON and is_harmless(payload)) and too_deep(payload, self.content_type):
                 raise EncodeError(_too_deep(cls.metadata.type), type=cls.metadata.type)
             back = decode(payload)
             if self is MSGPACK and _NOT_FINITE.search(payload) and (path := _not_finite(message, "$")):
@@ -316,7 +316,10 @@ def seal(
     created_at: datetime | None = None,
 ) -> Envelope:
     """Put a message in an envelope: encode it, and write on it where it comes from. `EncodeError` as in `Codec.encode`."""
-    metadata = type(message).metadata
+    cls = type(message)
+    label = _labels.get(cls)
+    if label is None or label.metadata is not cls.metadata:
+        label = _label(cls)
     written: dict[str, str] = {}
     if codec is not JSON:
         written[CONTENT_TYPE] = codec.content_type
@@ -325,35 +328,55 @@ def seal(
         written[CAUSATION_ID] = cause.id
     if headers:
         written.update(check_headers(headers))
-    type_ = metadata.type
-    if len(type_.encode()) > MAX_TYPE:
-        raise EncodeError(f"type {type_[:40]!r}… is over {MAX_TYPE} bytes; choose a shorter name", type=type_)
 
     return Envelope(
         id or new_id(),
         created_at or now(),
-        type_,
+        label.type,
         codec.encode(message),
         written,
-        metadata.stream,
-        _key(message, metadata.key),
+        label.metadata.stream,
+        None if label.key is None else _key(message, label.key),
     )
 
 
-def _key(message: Message, field: str | None) -> str | None:
+class _Label(NamedTuple):
+    """What is the same on every envelope of a class."""
+
+    metadata: Metadata
+    type: str
+    key: str | None
+
+
+_labels: dict[type[Message], _Label] = {}
+
+
+def _label(cls: type[Message]) -> _Label:
+    """Made once for each class."""
+    label = _Label(cls.metadata, cls.metadata.type, cls.metadata.key)
+    if len(label.type.encode()) > MAX_TYPE:
+        raise EncodeError(f"type {label.type[:40]!r}… is over {MAX_TYPE} bytes; choose a shorter name", type=label.type)
+    _labels[cls] = label
+
+    return label
+
+
+def _key(message: Message, field: str) -> str | None:
     """What orders the message: None for a field that is empty."""
-    value = None if field is None else getattr(message, field)
+    value = getattr(message, field)
 
     return None if value is None else str(value)
 
 
 def timestamp(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds: ``2026-01-31T12:00:00.000000Z``."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ") if moment.tzinfo is not UTC else _utc_text(moment)
+    text = _in_quotes(moment if moment.tzinfo is UTC else moment.astimezone(UTC))[1:-1].decode()
+
+    return text if moment.microsecond else f"{text[:-1]}.000000Z"
 
 
-def _utc_text(moment: datetime) -> str:
-    return moment.isoformat(timespec="microseconds")[:26] + "Z"
+_in_quotes = msgspec.json.Encoder().encode
+"""Five times as fast as `datetime.isoformat`; without a fraction where there is none."""
 
 
 def to_fields(envelope: Envelope) -> list[bytes | str]:

@@ -26,6 +26,7 @@ from eventbus.errors import PublishError, TransactionError, TransportError
 from eventbus.message_store import Carried, MessageStore, Record, SinkholeMessageStore, is_inbox
 from eventbus.messages import Message
 from eventbus.models import Repository, Seen, moment
+from eventbus.shield import shielded
 from eventbus.transport import Delivery, Publisher
 
 logger = logging.getLogger("eventbus")
@@ -169,7 +170,7 @@ class UnitOfWork:
             envelopes = [record.envelope for record in outgoing]
             self._committing = True
             try:
-                with anyio.CancelScope(deadline=anyio.current_time() + _ENDING, shield=True) as scope:
+                with shielded(_ENDING) as scope:
                     if _is_carrier(self.session):
                         self.session.carry(envelopes, self.delivery)
                         await self._store()

@@ -25,6 +25,7 @@ from eventbus.connect import hide_password
 from eventbus.embedded import EmbeddedServer
 from eventbus.errors import ConfigurationError, Full, Refused, TransportError, Unavailable, excerpt
 from eventbus.redis.scripts import BY_SHA
+from eventbus.redis.wire import Wire
 
 CONNECT_TIMEOUT: Final = 5.0
 REPLY_TIMEOUT: Final = 5.0
@@ -130,6 +131,7 @@ class Link:
         self.sent = False
         """Whether the last call may have reached the server."""
         self._connection: AbstractConnection | None = None
+        self._wire: Wire | None = None
 
     @property
     def connected(self) -> bool:
@@ -147,7 +149,7 @@ class Link:
             if isinstance(exc, Exception):
                 raise translate(exc, f"cannot connect to {self.endpoint}") from exc
             raise
-        self._connection = connection
+        self._connection, self._wire = connection, Wire.over(connection)
 
     async def call(self, *commands: Sequence[Any], timeout: float = REPLY_TIMEOUT) -> list[Any]:
         """Send the commands in one write; their replies in order, a server's error as the exception that redis-py makes of it.
@@ -159,16 +161,13 @@ class Link:
         if connection is None:
             raise Unavailable(f"not connected to {self.endpoint}")
         self.sent = False
-        replies: list[Any] = []
         try:
-            async with asyncio.timeout(timeout):
-                self.sent = True
-                await connection.send_packed_command([_pack(command) for command in commands], check_health=False)
-                for _ in commands:
-                    try:
-                        replies.append(await connection.read_response())
-                    except redis.exceptions.ResponseError as exc:
-                        replies.append(exc)
+            packed = _pack(commands[0]) if len(commands) == 1 else b"".join([_pack(command) for command in commands])
+            self.sent = True
+            if self._wire is not None:
+                replies = await self._wire.ask(packed, len(commands), timeout)
+            else:
+                replies = await _ask(connection, packed, len(commands), timeout)
         except BaseException as exc:
             await self.close()
             if isinstance(exc, Exception):
@@ -194,6 +193,8 @@ class Link:
 
     async def close(self) -> None:
         connection, self._connection = self._connection, None
+        if self._wire is not None:
+            self._wire.close()
         if connection is not None:
             await _disconnect(connection)
 
@@ -296,6 +297,20 @@ def _pack(command: Sequence[Any]) -> bytes:
     packed: bytes = _pack_command(tuple(command))
 
     return packed
+
+
+async def _ask(connection: AbstractConnection, packed: bytes, count: int, timeout: float) -> list[Any]:
+    """What `Wire.ask` does, on a connection that it cannot take over."""
+    replies: list[Any] = []
+    async with asyncio.timeout(timeout):
+        await connection.send_packed_command(packed, check_health=False)
+        for _ in range(count):
+            try:
+                replies.append(await connection.read_response())
+            except redis.exceptions.ResponseError as exc:
+                replies.append(exc)
+
+    return replies
 
 
 async def _disconnect(connection: AbstractConnection) -> None:

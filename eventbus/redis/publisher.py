@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 import random
 import time
@@ -173,7 +174,7 @@ class _Job:
 
     def __init__(self, envelopes: Sequence[Envelope], default: str) -> None:
         self.envelopes = envelopes
-        self.streams = [check_name("stream", envelope.stream or default) for envelope in envelopes]
+        self.streams = [_checked(envelope.stream or default) for envelope in envelopes]
         self.fields = [to_fields(envelope) for envelope in envelopes]
         self.ids = [""] * len(envelopes)
         self.failures: list[tuple[int, TransportError, bool]] = []
@@ -215,6 +216,16 @@ def _command(stream: str, parts: list[tuple[_Job, int]]) -> tuple[Any, ...]:
         words.append(len(fields))
         words += fields
 
+    return PUBLISH.call(*_keys(stream), args=words)
+
+
+@functools.lru_cache(1000)
+def _checked(stream: str) -> str:
+    return check_name("stream", stream)
+
+
+@functools.lru_cache(1000)
+def _keys(stream: str) -> tuple[str, ...]:
     keys = Keys(stream)
 
-    return PUBLISH.call(stream, *keys.published, keys.added, args=words)
+    return stream, *keys.published, keys.added

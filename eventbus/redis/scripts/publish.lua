@@ -8,22 +8,34 @@
 local span, t = tonumber(ARGV[1]), redis.call('TIME')
 local number = math.floor((t[1] * 1000 + t[2] / 1000) / span)
 local this, last = KEYS[2 + number % 2], KEYS[3 - number % 2]
-local current = redis.call('HGET', this, 'window') == tostring(number)
-local previous = redis.call('HGET', last, 'window') == tostring(number - 1)
-local known, new, ids, i = {}, {'window', number}, {}, 2
+local names, at, i = {}, {}, 2
 while ARGV[i] do
-  local name, words = ARGV[i], tonumber(ARGV[i + 1])
-  local id = known[name] or current and redis.call('HGET', this, name) or previous and redis.call('HGET', last, name)
-  if not id then
-    id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, i + 2, i + 1 + words))
-    new[#new + 1], new[#new + 2] = name, id
+  names[#names + 1], at[#at + 1], i = ARGV[i], i, i + 2 + ARGV[i + 1]
+end
+local known = {}
+local function look(key, window) -- whether the key holds that window; what it knows of these envelopes is known then
+  for from = 1, #names, 1000 do
+    local found = redis.call('HMGET', key, 'window', unpack(names, from, math.min(from + 999, #names)))
+    if found[1] ~= tostring(window) then return false end
+    for j = 2, #found do known[names[from + j - 2]] = known[names[from + j - 2]] or found[j] or nil end
   end
-  known[name], ids[#ids + 1], i = id, id, i + 2 + words
+  return true
+end
+local current = look(this, number)
+look(last, number - 1)
+local new, ids = {'window', number}, {}
+for j, name in ipairs(names) do
+  local id = known[name]
+  if not id then
+    id = redis.call('XADD', KEYS[1], '*', unpack(ARGV, at[j] + 2, at[j] + 1 + ARGV[at[j] + 1]))
+    new[#new + 1], new[#new + 2], known[name] = name, id, id
+  end
+  ids[j] = id
 end
 if #new > 2 then
   if not redis.REDIS_VERSION_NUM then redis.call('INCRBY', KEYS[4], #new / 2 - 1) end
   if not current then redis.call('DEL', this) end
   for from = 1, #new, 1000 do redis.call('HSET', this, unpack(new, from, math.min(from + 999, #new))) end
-  redis.call('PEXPIRE', this, 2 * span)
+  if not current then redis.call('PEXPIRE', this, 2 * span) end
 end
 return ids

@@ -1,0 +1,75 @@
+"""A shield from cancellation that holds for a while: for the few lines that must not be torn."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+import anyio
+
+
+def shielded(seconds: float) -> AbstractContextManager[anyio.CancelScope]:
+    """A scope that no cancellation from outside reaches, and that is itself cancelled after so many seconds.
+
+    Under asyncio one timer serves all of them: a timer for each costs as much as the rest of a commit.
+    """
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:  # trio, where a deadline is cheap
+        return anyio.CancelScope(deadline=anyio.current_time() + seconds, shield=True)
+    global _watch  # noqa: PLW0603 - the one of the last event loop: there is seldom another
+    watch = _watch
+    if watch is None or watch.loop is not loop:
+        watch = _watch = _Watch(loop)
+
+    return _Shield(watch, seconds)
+
+
+class _Watch:
+    """Looks from time to time which scopes of an event loop have been open for too long."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.ends: dict[anyio.CancelScope, float] = {}
+        self.looks_at = math.inf
+
+    def add(self, scope: anyio.CancelScope, end: float) -> None:
+        self.ends[scope] = end
+        if end < self.looks_at:
+            self.looks_at = end
+            self.loop.call_at(end, self._look)
+
+    def _look(self) -> None:
+        now = self.loop.time()
+        for scope, end in self.ends.items():
+            if end <= now:
+                scope.cancel()
+        self.looks_at = min((end for end in self.ends.values() if end > now), default=math.inf)
+        if self.looks_at < math.inf:
+            self.loop.call_at(self.looks_at, self._look)
+
+
+class _Shield:
+    """A scope, watched for as long as it is open."""
+
+    __slots__ = ("_scope", "_seconds", "_watch")
+
+    def __init__(self, watch: _Watch, seconds: float) -> None:
+        self._watch = watch
+        self._seconds = seconds
+        self._scope = anyio.CancelScope(shield=True)
+
+    def __enter__(self) -> anyio.CancelScope:
+        self._watch.add(self._scope, self._watch.loop.time() + self._seconds)
+
+        return self._scope.__enter__()
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> bool:
+        del self._watch.ends[self._scope]
+
+        return self._scope.__exit__(kind, error, trace)
+
+
+_watch: _Watch | None = None
