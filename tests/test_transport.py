@@ -14,6 +14,7 @@ from eventbus.redis import RedisTransport
 from eventbus.testing import TransportContract
 from eventbus.testing.fake_redis import fake_client
 from eventbus.testing.servers import LiveServer, find_servers, live_server
+from tests.redis.rights import CONSUMER, PUBLISHER, rights_of
 
 
 class TestMemory(TransportContract):
@@ -83,3 +84,24 @@ class TestServers(OverRedis):
             yield transport
         with redis.Redis.from_url(server.url) as client:
             client.flushall()
+
+
+@pytest.fixture(scope="module")
+def login() -> Iterator[str]:
+    """The address for a user with the documented rights, on keys of any name."""
+    words = [word for user in (PUBLISHER, CONSUMER) for word in rights_of(user) if not word.startswith("~")]
+    with live_server() as server, redis.Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", "club", *words, "~*")
+        yield server.url.replace("unix://", "unix://club:password@") + "&protocol=2"
+        refused = {entry["object"] for entry in client.acl_log()}
+    assert refused <= {"client|setinfo", "client"}, "redis-py tells its name, and goes on when it may not"
+
+
+@pytest.mark.skipif(not SERVERS, reason="no Valkey or Redis server found")
+class TestRights(OverRedis):
+    """The real adapter for a user that may do what docs/operations.md says, and under RESP2."""
+
+    @pytest.fixture
+    async def transport(self, login: str) -> AsyncIterator[RedisTransport]:
+        async with RedisTransport(login) as transport:
+            yield transport

@@ -111,6 +111,8 @@ class Endpoint:
             return self._class(**settings)
         except TypeError as exc:
             raise ConfigurationError(f"{self}: the URL has an option that redis-py does not know: {exc}") from exc
+        except (ValueError, redis.exceptions.RedisError) as exc:
+            raise ConfigurationError(f"{self}: the URL has an option with a value that redis-py does not take: {exc}") from exc
 
     def _from_url(self, url: str) -> None:
         try:

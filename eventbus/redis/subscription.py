@@ -26,7 +26,7 @@ from eventbus.redis.dead_letters import dead_letter_words
 from eventbus.redis.entries import delivery_of, retried_entry
 from eventbus.redis.gate import Gate
 from eventbus.redis.keys import Keys
-from eventbus.redis.link import REPLY_TIMEOUT, Channel, Endpoint, Link, checked, group_is_gone
+from eventbus.redis.link import REPLY_TIMEOUT, Channel, Endpoint, Link, checked, field_of, group_is_gone
 from eventbus.redis.retention import Retention, prune, trim
 from eventbus.redis.scripts import ACK, BEGIN, BURY, DUE, JOIN, REAP, RELEASE, RENEW, RETRY, SWEEP
 from eventbus.transport import Delivery, Subscribe, new_consumer, start_position
@@ -65,6 +65,7 @@ class RedisSubscription:
         self._turns = deque(self._sources)
         self._reader = Link(endpoint)
         self._reader_id: int | None = None
+        self._plan = ""
         self._reading = False
         self._busy = True
         self._control = Channel(endpoint)
@@ -159,7 +160,7 @@ class RedisSubscription:
             return [self._ready.popleft() for _ in range(min(limit, len(self._ready)))]
         if not self._reader.connected:
             await self._reader.open()
-            self._reader_id = await self._reader.run(("CLIENT", "ID"))
+            self._meet(await self._reader.run(("HELLO",)))
         now = time.monotonic()
         await self._move_due(now)
         if now >= self._sweep_at and (found := await self._sweep(limit, now)):
@@ -168,6 +169,16 @@ class RedisSubscription:
             return found
 
         return await self._read(limit)
+
+    def _meet(self, server: Any) -> None:
+        """Take in what the server says of itself and of this connection."""
+        self._reader_id = field_of(server, b"id")
+        name, version = field_of(server, b"server").decode(), field_of(server, b"version").decode()
+        counted_by = "the server" if int(version.partition(".")[0]) >= 7 else "who publishes"  # entries-added came with Redis 7.0
+        plan = f"{name} {version}, RESP{field_of(server, b'proto')}; what is added is counted by {counted_by}"
+        if plan != self._plan:
+            self._plan = plan
+            logger.debug("%s: %s", self._gate.title, plan)
 
     async def _read(self, limit: int) -> list[Delivery]:
         """What is new, waiting for it; acks go along.

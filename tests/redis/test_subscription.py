@@ -222,6 +222,26 @@ async def test_twenty_thousand_messages_reach_two_groups_of_two_consumers_each(l
     assert sorted(n for n in range(2000) if n % 10 != 7) == sorted(clubs[0].handled + clubs[1].handled)
 
 
+async def test_how_it_works_with_this_server_is_logged_once(
+    redis_server: LiveServer, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """At debug level, and not again when the connection is another."""
+    caplog.set_level(logging.DEBUG, "eventbus.redis")
+    major = int(
+        server.client.info("server").get("valkey_version", server.client.info("server")["redis_version"]).partition(".")[0]
+    )
+    async with FaultProxy(redis_server.url) as proxy, RedisTransport(proxy.url, stream=S) as transport:
+        club = Club(transport)
+        async with club.running():
+            await wait_until(lambda: proxy.commands["xreadgroup"] > 0, description="it reads")
+            proxy.reset()
+            await wait_until(lambda: club.subscriber.statistics().reconnects > 0, description="it is back")
+
+    [said] = [record.getMessage() for record in caplog.records if "RESP" in record.getMessage()]
+    assert "RESP3" in said
+    assert ("counted by the server" if major >= 7 else "counted by who publishes") in said
+
+
 @pytest.mark.parametrize("protocol", [2, 3])
 async def test_both_protocols_are_read_alike(redis_server: LiveServer, server: Any, protocol: int) -> None:
     """RESP2 and RESP3."""
