@@ -222,20 +222,28 @@ class RedisSubscription:
 
     async def _ask(self, reads: list[tuple[Any, ...]], timeout: float) -> list[Delivery]:
         """Acks and reads in one write; what the reads brought."""
+        replies = await self._call_behind_acks(self._reader, *reads, timeout=timeout)
+        # All of them are looked at before anything is held: what is held is not read again, and one read may fail beside another.
+        brought = [checked(reply, self._endpoint) for reply in replies]
+
+        return [found for reply in brought for found in self._deliveries(reply)]
+
+    async def _call_behind_acks(
+        self, server: Link | Channel, *commands: tuple[Any, ...], timeout: float = REPLY_TIMEOUT
+    ) -> list[Any]:
+        """All acks that wait, then these commands, in one write; the replies to these."""
         batch = self._acks.take()
-        commands = batch.commands if batch is not None else []
+        acks = batch.commands if batch is not None else []
         try:
-            replies = await self._reader.call(*commands, *reads, timeout=timeout)
+            replies = await server.call(*acks, *commands, timeout=timeout)
         except BaseException:
             if batch is not None:
                 self._acks.put_back(batch)
             raise
         if batch is not None:
-            self._acks.done(batch, replies[: len(commands)])
-        # All of them are looked at before anything is held: what is held is not read again, and one read may fail beside another.
-        brought = [checked(reply, self._endpoint) for reply in replies[len(commands) :]]
+            self._acks.done(batch, replies[: len(acks)])
 
-        return [found for reply in brought for found in self._deliveries(reply)]
+        return replies[len(acks) :]
 
     def _xreadgroup(self, count: int, block: int | None, *sources: str) -> tuple[Any, ...]:
         waiting = () if block is None else ("BLOCK", block)
@@ -404,8 +412,9 @@ class RedisSubscription:
         while True:
             if self._abandoned:
                 await asyncio.Event().wait()
-            try:
-                starts = await self._control.run(command)
+            try:  # first the ack of the suspect before: if this one takes the process with it, that one is not to be counted again
+                [reply] = await self._call_behind_acks(self._control, command)
+                starts = checked(reply, self._endpoint)
                 break
             except (Unavailable, Full) as exc:
                 if self._stopped.is_set() or delivery.lost:
@@ -482,13 +491,8 @@ class RedisSubscription:
     async def _flush(self) -> None:
         """Send acks on the control connection until none wait; a failure waits at the gate, and what is fatal ends the reading."""
         try:
-            while (batch := self._acks.take()) is not None:
-                try:
-                    replies = await self._control.call(*batch.commands)
-                except BaseException:
-                    self._acks.put_back(batch)
-                    raise
-                self._acks.done(batch, replies)
+            while self._acks:
+                await self._call_behind_acks(self._control)
         except (Unavailable, Full) as exc:
             await self._gate.wait(exc, asyncio.Event())
             self._flush_timer = asyncio.get_running_loop().call_soon(self._flush_soon)  # once this task has ended

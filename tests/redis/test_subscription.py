@@ -137,6 +137,39 @@ async def test_leaving_removes_the_consumer_and_gives_back(live: RedisTransport,
         assert [(d.entry_id, 1, False) for d in deliveries[1:]] == [(d.entry_id, d.attempt, d.suspect) for d in again[:2]]
 
 
+async def test_a_suspect_is_settled_before_the_next_begins(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Should the next one kill the process, then nothing is left of this one that could be counted again."""
+    monkeypatch.setattr("eventbus.redis.subscription.ACK_WITHIN", 60.0)  # nothing but what begins sends them
+    await Club(live).publish(3)
+    request = Subscribe(streams=[S], group="g", lease=0.2)
+    async with live.subscribe(request) as dead:
+        assert 3 == len(await dead.receive(10))
+        dead.abandon()
+        async with live.subscribe(request) as heir:
+            found: list[Delivery] = []
+            while len(found) < 3:
+                found += await heir.receive(3 - len(found))
+            for nth, suspect in enumerate(found):
+                assert suspect.suspect
+                assert await heir.begin(suspect)
+                assert [delivery.entry_id for delivery in found[nth:]] == _pending(server)
+                assert {f"crash {S} {suspect.entry_id}": "1"} == _crashes(server)
+
+                heir.ack(suspect)
+
+
+def _pending(server: Any) -> list[str]:
+    return [row["message_id"].decode() for row in server.client.xpending_range(S, "g", "-", "+", 10)]
+
+
+def _crashes(server: Any) -> dict[str, str]:
+    state: dict[bytes, bytes] = server.client.hgetall(f"{{{S}}}:group:g")
+
+    return {name.decode(): count.decode() for name, count in state.items() if name.startswith(b"crash ")}
+
+
 async def test_a_destroyed_group_is_made_again_at_its_checkpoint(
     live: RedisTransport, server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
