@@ -1,0 +1,5 @@
+"""``python -m benchmarks [case ...]``"""
+
+from benchmarks.program import main
+
+raise SystemExit(main())
