@@ -23,6 +23,7 @@ import os
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from tests.faults.messages import parts_of
@@ -101,7 +102,8 @@ class Group:
         """Handlers that went on though another consumer had taken their delivery over."""
         self.disorder: list[str] = []
         """Deliveries that a consumer with one handler at a time began in another order than that of the stream."""
-        self.under_way: dict[tuple[str, str], list[tuple[int, float]]] = {}
+        self.under_way: dict[tuple[str, str], list[_Handling]] = {}
+        """By mark and attempt: the handlers that run, and those that ended beside them."""
 
 
 class Ledger:
@@ -165,7 +167,7 @@ class Ledger:
         group.suspects += suspect == "1"
         if attempt != "1":
             group.tried_again.add(*parts_of(mark))
-        group.under_way.setdefault((mark, attempt), []).append((reader.pid, at))
+        group.under_way.setdefault((mark, attempt), []).append(_Handling(reader.pid, at))
         if reader.in_order and attempt == "1" and suspect == "0":
             ms, _, sequence = entry.partition("-")
             position = int(ms), int(sequence)
@@ -190,23 +192,32 @@ class Ledger:
 
     def _ended(self, reader: _Reader, at: float, mark: str, attempt: str, *, by_itself: bool = True) -> None:
         under_way = reader.group.under_way
-        running = under_way.get((mark, attempt), [])
-        mine = next((one for one in running if one[0] == reader.pid), None)
+        handlings = under_way.get((mark, attempt), [])
+        mine = next((one for one in handlings if one.pid == reader.pid and one.running), None)
         if mine is None:
             return
-        running.remove(mine)
-        if not running:
+        mine.running = False
+        others = [one for one in handlings if one.pid != reader.pid and one.since > mine.since]
+        if by_itself and others:
+            awake = at - others[0].since - self._frozen_within(reader.pid, others[0].since, at)
+            if awake > self.patience:
+                reader.group.overruns.append(
+                    f"{mark}: process {reader.pid} went on with it for {awake:.2f} s after {others[0].pid} had begun it"
+                )
+        if not any(one.running for one in handlings):
             del under_way[mark, attempt]
-        for pid, since in running:
-            if by_itself and pid != reader.pid and since > mine[1]:
-                awake = at - since - self._frozen_within(reader.pid, since, at)
-                if awake > self.patience:
-                    reader.group.overruns.append(
-                        f"{mark}: process {reader.pid} went on with it for {awake:.2f} s after {pid} had begun it"
-                    )
 
     def _frozen_within(self, pid: int, since: float, until: float) -> float:
         return sum(max(0.0, min(end, until) - max(begin, since)) for frozen, begin, end in self._frozen if frozen == pid)
+
+
+@dataclass
+class _Handling:
+    """One run of a handler."""
+
+    pid: int
+    since: float
+    running: bool = True
 
 
 class _Reader:

@@ -12,11 +12,15 @@ A message carries its mark, ``p<publisher>-<number>``, by which everybody writes
 | ``exit`` | kills its process | buried |
 """
 
+import re
 from collections.abc import Sequence
 
 from eventbus import Event, Metadata
 
 STREAM = "steps"
+
+MARK = re.compile(rb'"mark":"(p\d+-\d+)"')
+"""A mark as it is in a payload."""
 
 Plan = Sequence[tuple[str, int, int]]
 """Of every publisher's messages: an act, every how many of them have it, and which is the first. The first that fits counts."""

@@ -25,7 +25,9 @@ class PublisherJob(msgspec.Struct, frozen=True, kw_only=True, tag="publisher"):
     publisher: int
     messages: int
     rate: float
-    """Messages a second."""
+    """Messages a second …"""
+    since: float
+    """… since this moment of the monotonic clock: who was held up makes up for it."""
     broken: str = ""
     batch: int = 20
     plan: Sequence[tuple[str, int, int]] = ()
@@ -35,13 +37,12 @@ class PublisherJob(msgspec.Struct, frozen=True, kw_only=True, tag="publisher"):
 async def publish(job: PublisherJob) -> None:
     """Go on behind what an earlier life of this publisher has attempted."""
     directory = Path(job.directory)
-    next = began_at = _attempted(directory, job.publisher)
+    next = _attempted(directory, job.publisher)
     journal = Journal(directory, f"publisher.{job.name}")
-    began = time.monotonic()
     async with RedisTransport(job.url, stream=STREAM, patience=job.patience) as transport:
         while next < job.messages:
             count = min(job.batch, job.messages - next)
-            ahead = (next - began_at) / job.rate - (time.monotonic() - began)
+            ahead = next / job.rate - (time.monotonic() - job.since)
             if ahead > 0:
                 await asyncio.sleep(ahead)
             async with UnitOfWork(transport=transport) as uow:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import re
+import asyncio
 from collections import deque
 from typing import Any
 
 from tests.faults.ledger import Tally
-from tests.faults.messages import STREAM, parts_of
-
-_MARK = re.compile(rb'"mark":"(p\d+-\d+)"')
+from tests.faults.messages import MARK, STREAM, mark_of, parts_of
 
 REMEMBERED = 10_000
 """Milliseconds for which an entry can be taken back."""
@@ -20,6 +18,8 @@ class Witness:
 
     def __init__(self) -> None:
         self.seen = Tally()
+        self.twice: list[str] = []
+        """Messages that lie in one stream more than once."""
         self.entries = 0
         self.others = 0
         """Entries that are no messages of ours."""
@@ -27,51 +27,59 @@ class Witness:
         """Entries that were there, and that the server has forgotten since."""
         self.disorder: list[str] = []
         """Messages that lie behind a later one of the same publisher."""
+        self._there = Tally()
+        self._reading = asyncio.Lock()
         self._last = b"0-0"
         self._recent: deque[tuple[bytes, int, int]] = deque()
         self._newest: dict[int, int] = {}
 
     async def read(self, client: Any) -> None:
         """Take in what was added since the last time."""
-        while True:
-            page: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(STREAM, b"(" + self._last, count=2000)
-            for id, fields in page:
-                self._take(id, fields)
-            if len(page) < 2000:
-                return
+        async with self._reading:
+            while True:
+                page: list[tuple[bytes, dict[bytes, bytes]]] = await client.xrange(STREAM, b"(" + self._last, count=2000)
+                for id, fields in page:
+                    self._take(id, fields)
+                if len(page) < 2000:
+                    return
 
     async def look_again(self, client: Any) -> None:
         """The server may have forgotten what came last: take back what is not there any more."""
-        if not self._recent:
-            return
-        there: set[bytes] = {id for id, _ in await client.xrange(STREAM, self._recent[0][0])}
-        oldest = await client.xrange(STREAM, count=1)
-        kept: deque[tuple[bytes, int, int]] = deque()
-        for id, publisher, number in self._recent:
-            if id in there or (oldest and _place(id) < _place(oldest[0][0])):  # there, or trimmed
-                kept.append((id, publisher, number))
-            else:
-                self.seen.add(publisher, number, -1)
-                self.taken_back += 1
-        self._recent = kept
-        self._newest.clear()
-        for _, publisher, number in kept:
-            self._newest[publisher] = max(number, self._newest.get(publisher, -1))
+        async with self._reading:
+            if not self._recent:
+                return
+            there: set[bytes] = {id for id, _ in await client.xrange(STREAM, self._recent[0][0])}
+            oldest = await client.xrange(STREAM, count=1)
+            kept: deque[tuple[bytes, int, int]] = deque()
+            for id, publisher, number in self._recent:
+                if id in there or (oldest and _place(id) < _place(oldest[0][0])):  # there, or trimmed
+                    kept.append((id, publisher, number))
+                else:
+                    self.seen.add(publisher, number, -1)
+                    self._there.add(publisher, number, -1)
+                    self.taken_back += 1
+            self._recent = kept
+            self._newest.clear()
+            for _, publisher, number in kept:
+                self._newest[publisher] = max(number, self._newest.get(publisher, -1))
 
     def begin_anew(self) -> None:
-        """The stream was deleted: what comes is a new one."""
-        self._last = b"0-0"
+        """The stream was deleted. Ids go on rising in the next one, for they tell the time."""
+        self._there = Tally()
         self._recent.clear()
 
     def _take(self, id: bytes, fields: dict[bytes, bytes]) -> None:
         self._last = id
-        found = _MARK.search(fields.get(b"payload", b"")) if fields.get(b"type") == b"step_v1" else None
+        found = MARK.search(fields.get(b"payload", b"")) if fields.get(b"type") == b"step_v1" else None
         if found is None:
             self.others += 1
             return
         publisher, number = parts_of(found[1].decode())
         self.entries += 1
-        if self.seen.add(publisher, number) == 1:
+        self.seen.add(publisher, number)
+        if self._there.add(publisher, number) > 1:
+            self.twice.append(mark_of(publisher, number))
+        else:
             newest = self._newest.get(publisher, -1)
             if number < newest:
                 self.disorder.append(f"p{publisher}-{number} ({id.decode()}) behind p{publisher}-{newest}")

@@ -1,0 +1,120 @@
+"""A server that is killed, stopped, robbed of its last half second, filled, and told another time."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import signal
+import struct
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import redis.asyncio
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from eventbus.embedded import EmbeddedServer, find_executable
+
+CLOCK_SOURCE = Path(__file__).with_name("clock.c")
+
+
+class Server:
+    """A server of our own with an append-only file. Its data is in a directory that outlives it."""
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        executable: Path | None = None,
+        fsync: str = "everysec",
+        clock: bool = False,
+        options: Sequence[str] = (),
+    ) -> None:
+        found = executable or _on_path() or find_executable()
+        if found is None:
+            raise FileNotFoundError("no redis-server or valkey-server on PATH")
+        self.fsync = fsync
+        self._directory = directory
+        self._clock = directory / "clock"
+        self._server = EmbeddedServer(
+            directory / "data",
+            executable=os.fspath(self._with_clock(found) if clock else found),
+            options=["--appendfsync", fsync, "--auto-aof-rewrite-percentage", "0", *options],
+        )
+        self._frozen = False
+
+    async def start(self) -> None:
+        """Begin, or begin again with what the file holds."""
+        await asyncio.to_thread(self._server.start)
+
+    async def stop(self) -> None:
+        self.thaw()
+        await asyncio.to_thread(self._server.stop)
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def version(self) -> str:
+        return self._server.version_text
+
+    def client(self) -> Any:
+        """A client that asks once."""
+        return redis.asyncio.Redis.from_url(self.url, socket_timeout=5, socket_connect_timeout=5, retry=Retry(NoBackoff(), 0))
+
+    async def kill(self) -> None:
+        """kill -9; returns when it is gone."""
+        os.kill(self._server.pid, signal.SIGKILL)
+        while self._server.running:
+            await asyncio.sleep(0.002)
+
+    async def kill_and_cut(self, seconds: float) -> None:
+        """kill -9 in so many seconds, and cut off what its file has grown by until then."""
+        before = self._files()
+        await asyncio.sleep(seconds)
+        await self.kill()
+        for path, size in before.items():
+            os.truncate(path, size)
+
+    def freeze(self) -> None:
+        os.kill(self._server.pid, signal.SIGSTOP)
+        self._frozen = True
+
+    def thaw(self) -> None:
+        if self._frozen:
+            os.kill(self._server.pid, signal.SIGCONT)
+            self._frozen = False
+
+    def set_clock(self, offset: float) -> None:
+        """Move its wall clock to so many seconds from ours."""
+        with self._clock.open("r+b") as file:
+            file.write(struct.pack("d", offset))
+
+    def _files(self) -> dict[Path, int]:
+        """The append-only files and their sizes. There is a folder of them since Redis 7, before that a single one."""
+        paths = (self._directory / "data").glob("**/appendonly.aof*")
+
+        return {path: path.stat().st_size for path in paths if path.is_file() and path.suffix != ".manifest"}
+
+    def _with_clock(self, executable: Path) -> Path:
+        library = self._directory / "clock.so"
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise FileNotFoundError("no C compiler on PATH: the server's clock cannot be moved")
+        subprocess.run([compiler, "-shared", "-fPIC", "-O1", "-o", library, CLOCK_SOURCE, "-ldl"], check=True)
+        self._clock.write_bytes(struct.pack("d", 0.0))
+        script = self._directory / "server"
+        script.write_text(f'#!/bin/sh\nFAULTS_CLOCK={self._clock} LD_PRELOAD={library} exec {executable} "$@"\n')
+        script.chmod(0o700)
+
+        return script
+
+
+def _on_path() -> Path | None:
+    found = shutil.which("redis-server") or shutil.which("valkey-server")
+
+    return None if found is None else Path(found)

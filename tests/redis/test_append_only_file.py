@@ -1,0 +1,382 @@
+"""Each script, with the append-only file cut off in the middle of what it wrote: the server comes back with nothing of it, or all of it.
+
+A server writes what a script did as one transaction, and forgets one that is not whole; what a script of one write did is one command. Here
+a script runs once, and then a server begins with the file as it is when it ends at this byte or that one: some of them, evenly spread, or
+every one with ``EVENTBUS_EVERY_BYTE=1`` in the environment.
+"""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from eventbus.embedded import EmbeddedServer
+from eventbus.redis.keys import Keys
+from eventbus.redis.scripts import ACK, BURY, BY_SHA, DUE, JOIN, PUBLISH, RELEASE, RETRY, Script
+from eventbus.testing.servers import find_servers
+from tests.redis.conftest import _name
+
+EVERY_BYTE = os.environ.get("EVENTBUS_EVERY_BYTE") == "1"
+POSITIONS = 24
+"""Looked at otherwise, on the preferred server; the others are spared with a quarter."""
+
+SCRIPTS = {script.name: script for script in BY_SHA.values()}
+S = "club"
+KEYS = Keys(S, "g")
+WINDOW = 600_000
+WORDS = ("id", "one", "payload", b"\x00\xff\r\n$3 {}\r\n")
+ENTRY = b"".join(b"%d:%b" % (len(word), word) for word in (b"id", b"one", b"retry-attempt", b"2"))
+
+
+# ---------------------------------------------------------------------------------------------------------------- the cases
+
+Call = tuple[Any, ...]
+
+
+class Server:
+    """A client with shortcuts, to bring a script's keys into the state in which it has most to do."""
+
+    def __init__(self, client: redis.Redis) -> None:
+        self.client = client
+
+    def run(self, script: Script, *keys: str, args: tuple[object, ...] = ()) -> Any:
+        _, _, count, *rest = script.call(*keys, args=args)
+        return self.client.execute_command("EVAL", script.text, count, *rest)
+
+    def published(self, *ids: str) -> list[bytes]:
+        words: list[object] = [WINDOW]
+        for id in ids:
+            words += [id, len(WORDS), *WORDS]
+        found: list[bytes] = self.run(PUBLISH, S, *KEYS.published, KEYS.added, args=tuple(words))
+        return found
+
+    def held(self, *ids: str, consumer: str = "me") -> list[bytes]:
+        entries = self.published(*ids)
+        self.run(JOIN, S, KEYS.retry, KEYS.state, KEYS.added, args=("g", "0", 0))
+        self.client.xreadgroup("g", consumer, {S: ">"}, count=100)
+        return entries
+
+    def held_again(self, *ids: str) -> list[bytes]:
+        """Held from the retry stream: settling them there is one write more."""
+        for id in self.held(*ids):
+            self.run(RETRY, S, KEYS.delayed, KEYS.delayed_entries, KEYS.state, args=("g", "me", id, "settled", 0, ENTRY))
+        self.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, KEYS.state, args=(100,))
+        self.client.xreadgroup("g", "me", {KEYS.retry: ">"}, count=100)
+        found = [id for id, _ in self.client.xrange(KEYS.retry)]
+        for id in found:
+            self.client.hset(KEYS.state, f"crash {KEYS.retry} {id.decode()}", 1)
+        return found
+
+
+CASES: dict[str, Callable[[Server], Call]] = {}
+
+
+def case(prepare: Callable[[Server], Call]) -> Callable[[Server], Call]:
+    CASES[prepare.__name__] = prepare
+    return prepare
+
+
+def call(name: str, *keys: str, args: tuple[object, ...] = ()) -> Call:
+    """The keys and arguments of a script, as EVAL takes them."""
+    _, _, *rest = SCRIPTS[name].call(*keys, args=args)
+    return tuple(rest)
+
+
+@case
+def publish(server: Server) -> Call:
+    server.published("a", "b")
+    words = [word for id in ("b", "c", "d") for word in (id, len(WORDS), *WORDS)]
+    return call("publish", S, *KEYS.published, KEYS.added, args=(WINDOW, *words))
+
+
+@case
+def join(server: Server) -> Call:
+    server.published("a", "b")
+    return call("join", S, KEYS.retry, KEYS.state, KEYS.added, args=("g", "0", 0))
+
+
+@case
+def ack(server: Server) -> Call:
+    return call("ack", KEYS.retry, KEYS.state, args=("g", "retry-settled", *server.held_again("a", "b", "c")))
+
+
+@case
+def retry(server: Server) -> Call:
+    [id] = server.held_again("a")
+    keys = (KEYS.retry, KEYS.delayed, KEYS.delayed_entries, KEYS.state)
+    return call("retry", *keys, args=("g", "me", id, "retry-settled", 60_000, ENTRY))
+
+
+@case
+def bury(server: Server) -> Call:
+    [id] = server.held_again("a")
+    args = ("g", "me", id, "retry-settled", *WORDS, "dead-reason", "never")
+    return call("bury", KEYS.retry, KEYS.dead, KEYS.state, args=args)
+
+
+@case
+def begin(server: Server) -> Call:
+    [id] = server.held("a")
+    return call("begin", S, KEYS.state, args=("g", "me", id))
+
+
+@case
+def due(server: Server) -> Call:
+    for id in server.held("a", "b"):
+        server.run(RETRY, S, KEYS.delayed, KEYS.delayed_entries, KEYS.state, args=("g", "me", id, "settled", 0, ENTRY))
+    server.client.zadd(KEYS.delayed, {"broken": 0, "later": 10**14})
+    server.client.hset(KEYS.delayed_entries, "broken", "3:ab")
+    return call("due", KEYS.delayed, KEYS.delayed_entries, KEYS.retry, KEYS.state, args=(100,))
+
+
+@case
+def requeue(server: Server) -> Call:
+    [id] = server.held("a")
+    letter = server.run(BURY, S, KEYS.dead, KEYS.state, args=("g", "me", id, "settled", *WORDS))
+    return call("requeue", KEYS.dead, KEYS.retry, args=(letter, *WORDS))
+
+
+@case
+def release(server: Server) -> Call:
+    return call("release", S, args=("g", "me", *server.held("a", "b", "c")))
+
+
+@case
+def renew(server: Server) -> Call:
+    return call("renew", S, args=("g", "me", *server.held("a", "b")))
+
+
+@case
+def sweep(server: Server) -> Call:
+    stale, released, gone, _ = server.held("a", "b", "c", "d")
+    server.client.xclaim(S, "g", "me", 0, [stale, gone], idle=70_000, justid=True)
+    server.run(RELEASE, S, args=("g", "me", released))
+    server.client.xdel(S, gone)
+    return call("sweep", S, KEYS.state, args=("g", "other", 60_000, "0-0", 100, 1))
+
+
+@case
+def reap(server: Server) -> Call:
+    server.held("a")
+    for name in ("one", "two"):
+        server.client.xgroup_createconsumer(S, "g", name)
+    return call("reap", S, args=("g", 0, "me"))
+
+
+@case
+def trim(server: Server) -> Call:
+    ids = server.held(*map(str, range(5)))
+    server.run(ACK, S, KEYS.state, args=("g", "settled", *ids[:3]))
+    return call("trim", S, args=(-60_000, 86_400_000, "report"))
+
+
+@case
+def prune(server: Server) -> Call:
+    for id in ("1000-0", "2000-0", "*"):
+        server.client.execute_command("XADD", KEYS.dead, id, *WORDS)
+    server.client.hset(KEYS.state, "alarm", 1)
+    return call("prune", KEYS.dead, KEYS.state, args=(86_400_000, 3_600_000))
+
+
+@case
+def audit(server: Server) -> Call:
+    server.held("a")
+    return call("audit", S, KEYS.state, KEYS.added, args=("g", 60_000))
+
+
+@case
+def backlog(server: Server) -> Call:
+    server.held("a")
+    return call("backlog", S, KEYS.retry, KEYS.delayed, args=("g", 1000))
+
+
+@case
+def count(server: Server) -> Call:
+    server.published("a", "b")
+    return call("count", S, args=("0-0", "+", 100))
+
+
+@case
+def look(server: Server) -> Call:
+    server.client.hset("{club}:sums", mapping={"a": 1, "b": 2})
+    return call("look", "{club}:sums", args=("HGETALL",))
+
+
+@case
+def settle(server: Server) -> Call:
+    """A delivery from the retry stream: writes, one envelope, and the ack."""
+    [id] = server.held_again("a")
+    keys = (
+        "{club}:commits:0",
+        "{club}:commits:1",
+        KEYS.retry,
+        KEYS.state,
+        S,
+        *KEYS.published,
+        KEYS.added,
+        "{club}:sums",
+        "{club}:n",
+    )
+    delivery = ("g", "me", id, "retry-settled")
+    envelopes = (1, 1, "new", len(WORDS), *WORDS)
+    writes = (4, "HSET", 9, "a", 5, 3, "INCRBY", 10, 7, 3, "SADD", 9, "not a set")
+    return call("settle", *keys, args=("token", WINDOW, WINDOW, 1, *delivery, *envelopes, 0, 0, *writes))
+
+
+QUIET = {"backlog", "count", "look"}
+"""They write nothing."""
+UNSEEN = {"renew"}
+"""They write nothing that can be told apart afterwards: when an entry was last touched is not compared."""
+
+
+@dataclass(frozen=True)
+class State:
+    """Everything that a server holds, but for when entries were last touched."""
+
+    keys: tuple[tuple[str, object], ...]
+
+
+# ---------------------------------------------------------------------------------------------------------------- the test
+
+
+@pytest.mark.parametrize("executable", find_servers(), ids=_name)
+@pytest.mark.parametrize("name", sorted(SCRIPTS))
+def test_a_file_that_is_cut_off_holds_nothing_of_a_script_or_all_of_it(name: str, executable: Path, box: Path) -> None:
+    """At every byte."""
+    assert name in CASES, f"{name}.lua is new: write a case for it, with as much to do as it can have"
+
+    def prepare(server: Server) -> Callable[[], object]:
+        words = CASES[name](server)
+        return lambda: server.client.execute_command("EVAL", SCRIPTS[name].text, *words)
+
+    states = states_at_cuts(prepare, executable, box)
+    if name in QUIET:
+        assert {} == states
+        return
+    nothing, *some, everything = states.values()
+    assert (nothing == everything) == (name in UNSEEN)
+    assert [] == [cut for cut, state in states.items() if state not in (nothing, everything)]
+    assert [nothing] * len(some) == some
+
+
+@pytest.mark.skipif(not find_servers(), reason="no server on this machine")
+def test_what_is_no_script_is_seen_in_between(box: Path) -> None:
+    """The same two commands, one after the other: so this would notice if a script were not one step."""
+
+    def prepare(server: Server) -> Callable[[], object]:
+        [id] = server.held("a")
+        return lambda: (server.client.xadd(KEYS.dead, {"id": "one"}), server.client.xack(S, "g", id))
+
+    nothing, *some, everything = states_at_cuts(prepare, find_servers()[0], box).values()
+
+    assert any(state not in (nothing, everything) for state in some)
+
+
+def states_at_cuts(prepare: Callable[[Server], Callable[[], object]], executable: Path, box: Path) -> dict[int, State]:
+    """What a server holds that begins with the file, for each length of what was written to it; empty if nothing was."""
+    before, after, file = written(prepare, executable, box)
+    if before == after:
+        return {}
+    with ThreadPoolExecutor(4) as pool:
+        cuts = positions(before, after, executable)
+        states = pool.map(lambda cut: loaded(executable, box / "data", box / f"cut-{cut}", file, cut), cuts)
+
+        return {cut - before: state for cut, state in zip(cuts, states, strict=True)}
+
+
+@pytest.fixture
+def box() -> Iterator[Path]:
+    """A folder whose path is short enough for a socket in it."""
+    directory = Path(tempfile.mkdtemp(prefix="eventbus-aof-", dir="/tmp"))
+    yield directory
+    shutil.rmtree(directory)
+
+
+def written(prepare: Callable[[Server], Callable[[], object]], executable: Path, box: Path) -> tuple[int, int, Path]:
+    """Do it once: how long the append-only file was before and after, and where it is, seen from the data."""
+    options = ["--appendfsync", "always"]
+    with (
+        EmbeddedServer(box / "data", executable=os.fspath(executable), options=options) as running,
+        redis.Redis.from_url(running.url) as client,
+    ):
+        do = prepare(Server(client))
+        [file] = [path for path in (box / "data").glob("**/appendonly.aof*") if path.suffix not in (".manifest", ".rdb")]
+        before = file.stat().st_size
+        do()
+        after = file.stat().st_size
+
+    return before, after, file.relative_to(box / "data")
+
+
+def positions(before: int, after: int, executable: Path) -> list[int]:
+    """Where the file is to end: the first is before the script, the last behind it."""
+    wanted = after - before if EVERY_BYTE else POSITIONS if executable == find_servers()[0] else POSITIONS // 4
+    step = max(1.0, (after - before) / wanted)
+    some = {before + round(number * step) for number in range(int((after - before) / step))}
+
+    return sorted({before, before + 1, *(cut for cut in some if cut < after), after - 1, after})
+
+
+def loaded(executable: Path, whole: Path, place: Path, file: Path, size: int) -> State:
+    """What a server holds that begins with the first bytes of the file."""
+    shutil.copytree(whole, place, ignore=shutil.ignore_patterns("server.*"))
+    os.truncate(place / file, size)
+    command = [
+        *(os.fspath(executable), "--port", "0", "--unixsocket", os.fspath(place / "s"), "--dir", os.fspath(place)),
+        *("--appendonly", "yes", "--aof-load-truncated", "yes", "--save", "", "--logfile", os.devnull),
+    ]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
+        try:
+            with redis.Redis(unix_socket_path=os.fspath(place / "s")) as client:
+                _wait_for(client, process)
+                return state_of(client)
+        finally:
+            process.kill()
+            process.wait()
+            shutil.rmtree(place)
+
+
+def _wait_for(client: redis.Redis, process: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + 10
+    while process.poll() is None and time.monotonic() < deadline:
+        try:
+            client.ping()
+            return
+        except redis.ConnectionError:  # not there yet, or loading
+            time.sleep(0.001)
+    raise AssertionError(f"the server does not begin with this file (exit status {process.poll()})")
+
+
+def state_of(client: redis.Redis) -> State:
+    return State(tuple((key.decode(), _content(client, key)) for key in sorted(client.scan_iter(count=1000))))
+
+
+def _content(client: redis.Redis, key: bytes) -> object:
+    kind = client.type(key)
+    if kind == b"stream":
+        return repr((client.xrange(key), [_group(client, key, row) for row in client.xinfo_groups(key)]))
+    if kind == b"hash":
+        return repr(sorted(client.hgetall(key).items()))
+    if kind == b"zset":
+        return repr(client.zrange(key, 0, -1, withscores=True))
+
+    return repr(client.get(key))
+
+
+def _group(client: redis.Redis, key: bytes, row: dict[str, Any]) -> object:
+    pending = [
+        (entry["message_id"], entry["consumer"], entry["times_delivered"])
+        for entry in client.xpending_range(key, row["name"], "-", "+", 1000)
+    ]
+    consumers = sorted(consumer["name"] for consumer in client.xinfo_consumers(key, row["name"]))
+
+    return row["name"], row["last-delivered-id"], pending, consumers
