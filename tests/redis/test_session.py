@@ -482,16 +482,16 @@ async def test_each_read_can_be_watched(session: RedisSession, server: Any, read
 
 async def test_what_was_watched_and_has_not_changed_stops_nothing(session: RedisSession, server: Any) -> None:
     """Also when the rest of the key has, or the order in which a hash or a set lies in memory."""
-    server.client.hset("h", mapping={f"f{n}": n for n in range(5)})
-    server.client.sadd("s", *(f"member {n}" for n in range(5)))
-    hash, members = await session.hgetall("h", watch=True), await session.smembers("s", watch=True)
+    server.client.hset("h", mapping={f"f{n}": n for n in range(20)})
+    server.client.sadd("s", *(f"member {n}" for n in range(20)))
+    hash, _ = await session.hgetall("h", watch=True), await session.smembers("s", watch=True)
     await session.zscore("z", "m", watch=True)
     server.client.hset("h", mapping={f"g{n}": "x" * 100 for n in range(600)})
     server.client.hdel("h", *(f"g{n}" for n in range(600)))
     server.client.sadd("s", *range(600))
     server.client.srem("s", *range(600))
     server.client.zadd("z", {"other": 1})
-    assert list(hash) != server.client.hkeys("h") or list(members) != list(server.client.smembers("s"))
+    assert list(hash) != server.client.hkeys("h")
     session.set("written", 1)
     await session.commit()
 
