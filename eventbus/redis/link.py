@@ -134,6 +134,8 @@ class Link:
         """Whether the last call may have reached the server."""
         self._connection: AbstractConnection | None = None
         self._wire: Wire | None = None
+        self._told: set[str] = set()
+        """The scripts, by their digests, whose text went over this connection."""
 
     @property
     def connected(self) -> bool:
@@ -152,19 +154,21 @@ class Link:
                 raise translate(exc, f"cannot connect to {self.endpoint}") from exc
             raise
         self._connection, self._wire = connection, Wire.over(connection)
+        self._told.clear()
 
     async def call(self, *commands: Sequence[Any], timeout: float = REPLY_TIMEOUT) -> list[Any]:
         """Send the commands in one write; their replies in order, a server's error as the exception that redis-py makes of it.
 
         `Unavailable` when there is no answer within the time: what became of the commands is then unknown, and the link is closed. A
-        script that the server does not know is sent in full, and run after the other commands.
+        script goes out in full the first time. One that the server has forgotten since is run after the other commands, which may be
+        late: one of them may be a read that waits.
         """
         connection = self._connection
         if connection is None:
             raise Unavailable(f"not connected to {self.endpoint}")
         self.sent = False
         try:
-            packed = _pack(commands[0]) if len(commands) == 1 else b"".join([_pack(command) for command in commands])
+            packed = self._pack(commands[0]) if len(commands) == 1 else b"".join([self._pack(command) for command in commands])
             self.sent = True
             if self._wire is not None:
                 replies = await self._wire.ask(packed, len(commands), timeout)
@@ -182,8 +186,7 @@ class Link:
             raise
         for index, reply in enumerate(replies):
             if isinstance(reply, redis.exceptions.NoScriptError):
-                _, sha, *rest = commands[index]
-                replies[index] = (await self.call(("EVAL", BY_SHA[sha].text, *rest), timeout=timeout))[0]
+                replies[index] = (await self.call(_in_full(commands[index]), timeout=timeout))[0]
 
         return replies
 
@@ -199,6 +202,14 @@ class Link:
             self._wire.close()
         if connection is not None:
             await _disconnect(connection)
+
+    def _pack(self, command: Sequence[Any]) -> bytes:
+        if command[0] == "EVALSHA" and command[1] not in self._told:
+            self._told.add(command[1])
+            command = _in_full(command)
+        packed: bytes = _pack_command(tuple(command))
+
+        return packed
 
 
 class Channel:
@@ -295,10 +306,11 @@ def _advice(text: str) -> str:
     return "the server does not accept the user name or password in the URL"
 
 
-def _pack(command: Sequence[Any]) -> bytes:
-    packed: bytes = _pack_command(tuple(command))
+def _in_full(command: Sequence[Any]) -> Sequence[Any]:
+    """The call of a script, with its text."""
+    _, sha, *rest = command
 
-    return packed
+    return ("EVAL", BY_SHA[sha].text, *rest)
 
 
 async def _ask(connection: AbstractConnection, packed: bytes, count: int, timeout: float) -> list[Any]:

@@ -137,6 +137,26 @@ async def test_leaving_removes_the_consumer_and_gives_back(live: RedisTransport,
         assert [(d.entry_id, 1, False) for d in deliveries[1:]] == [(d.entry_id, d.attempt, d.suspect) for d in again[:2]]
 
 
+async def test_an_ack_is_settled_beside_a_read_that_waits(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also the first one on a server that does not know its script yet: the script goes along, and not after the read."""
+    monkeypatch.setattr("eventbus.redis.subscription.ACK_WITHIN", 60.0)  # nothing but the read sends it
+    await Club(live).publish(2)
+    server("SCRIPT", "FLUSH")
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription:
+        [first], [second] = await subscription.receive(1), await subscription.receive(1)
+        subscription.ack(first)
+        reading = asyncio.ensure_future(subscription.receive(1))
+        await wait_until(lambda: [second.entry_id] == _pending(server), description="the first is settled", timeout=1.0)
+
+        assert not reading.done()
+
+        subscription.stop()
+
+        assert [] == await reading
+
+
 async def test_a_suspect_is_settled_before_the_next_begins(
     live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 
 class Script:
-    """A script by its digest; its text goes to the server once."""
+    """A script by its digest; its text goes over a connection once."""
 
     def __init__(self, name: str, *before: str) -> None:
         """`before`: files with what it shares with others, which go before it."""
@@ -20,7 +20,7 @@ class Script:
         return f"<script {self.name}>"
 
     def call(self, *keys: str | bytes, args: tuple[Any, ...] | list[Any] = ()) -> tuple[Any, ...]:
-        """The command that runs it. A server that does not know it yet answers NOSCRIPT; then `Link.call` sends the text."""
+        """The command that runs it. `Link.call` sends the text with it where the server may not know it yet."""
         return ("EVALSHA", self.sha, len(keys), *keys, *args)
 
 
