@@ -18,6 +18,7 @@ import redis.exceptions
 from redis.asyncio.connection import AbstractConnection, SSLConnection, UnixDomainSocketConnection, parse_url
 from redis.asyncio.sentinel import SentinelConnectionPool
 from redis.backoff import NoBackoff
+from redis.driver_info import DriverInfo
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
@@ -31,6 +32,7 @@ CONNECT_TIMEOUT: Final = 5.0
 REPLY_TIMEOUT: Final = 5.0
 """Seconds within which a server answers, or counts as gone."""
 
+_DRIVER: Final = DriverInfo()  # made once: each of it looks redis-py's version up in the files of its package
 _pack_command: Any = vars(hiredis)["pack_command"]  # which takes more than its stub says
 
 # Said by the server, anywhere in the text: 6.2 wraps the errors of scripts.
@@ -104,7 +106,7 @@ class Endpoint:
             "socket_connect_timeout": CONNECT_TIMEOUT,
             "socket_timeout": None,  # one deadline around a batch, see Link.call
         }
-        settings = self._settings | ours
+        settings = {"driver_info": _DRIVER} | self._settings | ours
         for name in ("maint_notifications_pool_handler", "event_dispatcher", "himport_registry"):
             settings.pop(name, None)
         try:

@@ -18,6 +18,9 @@ from tests.conformance.places import Fake, Memory, Place, Real
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "not_on(*places, because): which places cannot show this: memory, fakeredis, servers")
+    config.addinivalue_line(
+        "markers", "in_full_once: its counts are those of the statement on the first server, and smaller elsewhere"
+    )
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -67,6 +70,7 @@ async def place(
         place = Fake(tmp_path)
     else:
         place = Real(tmp_path, servers(request.param), request.param)
+        place.in_full = request.param == find_servers()[0]
     async with place.leaving:
         yield place
 

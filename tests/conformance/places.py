@@ -6,8 +6,7 @@ A test asks its place for transports, for time to pass, for a line that can be c
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
+import multiprocessing
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -34,8 +33,7 @@ from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer
 from eventbus.transport import Subscribe, Subscription
 from tests.conformance.club import GROUP, STREAM, only
-from tests.conformance.service import Ledger, Line, Orders, Watched, note, reader
-from tests.processes import environment
+from tests.conformance.service import Ledger, Line, Orders, Watched, note, reader, work
 
 Predicate = Callable[[], bool | Awaitable[bool]]
 
@@ -46,9 +44,11 @@ class Place:
     """
 
     name: str
-    lease = 0.5
+    lease = 0.3
     patience = 10.0
     tolerance = 1.0
+    in_full = False
+    """Whether a test marked `in_full_once` is to be run at the size that its statement names."""
     client: Any = None
     """A client of the server, to look at it or to do it harm; None in memory."""
 
@@ -67,6 +67,10 @@ class Place:
     async def connect(self, **options: Any) -> Any:
         """The same, entered, and left when the test ends."""
         return await self.leaving.enter_async_context(self.new(**options))
+
+    def so_many(self, count: int) -> int:
+        """The count that a statement names, or a tenth of it."""
+        return count if self.in_full else count // 10
 
     def time(self) -> float:
         """Seconds since 1970, as the streams have it."""
@@ -418,42 +422,46 @@ class Real(Place):
     @asynccontextmanager
     async def worker(self, **orders: Any) -> AsyncIterator[Worker]:
         told = Orders(**{"lease": self.lease, "ledger": str(self.ledger.path), "url": self.server.url, **orders})
-        command = [sys.executable, "-m", "tests.conformance.service", msgspec.json.encode(told).decode()]
-        known = {line.worker for line in self.ledger.lines("joined")}
-        with Process(self, command) as worker:
-            await self.wait_until(lambda: worker.joined(known), description=f"{told} has joined", within=20)
+        with Process(self, told) as worker:
+            await self.wait_until(worker.joined, description=f"{told} has joined", within=20)
             yield worker
 
 
-class Process:
-    """A process of its own, killed with SIGKILL."""
+processes = multiprocessing.get_context("forkserver")
+processes.set_forkserver_preload(["pytest", "tests.conformance.service"])
 
-    def __init__(self, place: Place, command: list[str]) -> None:
+
+class Process:
+    """A process of its own, killed with SIGKILL. It is forked from one that has imported everything."""
+
+    def __init__(self, place: Place, orders: Orders) -> None:
         self._place = place
         self._log = place.directory / "worker.log"
-        self._command = command
+        self._process = processes.Process(target=work, args=(msgspec.json.encode(orders), str(self._log)))
         self.consumer = ""
 
     def __enter__(self) -> Self:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(self._command, env=environment(), stdout=log, stderr=log)
+        self._process.start()
 
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._process.kill()
-        self._process.wait()
+        self._kill()
+        self._process.close()
 
-    def joined(self, known: set[str]) -> bool:
+    def joined(self) -> bool:
         """Whether it is at work; an error with its log if it has ended."""
         mine = f"-{self._process.pid}-"
-        names = [line.worker for line in self._place.ledger.lines("joined") if mine in line.worker and line.worker not in known]
-        if not names and self._process.poll() is not None:
+        names = [line.worker for line in self._place.ledger.lines("joined") if mine in line.worker]
+        if not names and self._process.exitcode is not None:
             raise RuntimeError(f"the worker has ended:\n{self._log.read_text()}")
-        self.consumer = names[0] if names else ""
+        self.consumer = names[-1] if names else ""
 
         return bool(names)
 
     async def crash(self) -> None:
+        self._kill()
+
+    def _kill(self) -> None:
         self._process.kill()
-        self._process.wait()
+        self._process.join()

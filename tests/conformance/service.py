@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -127,5 +126,9 @@ async def main(orders: Orders) -> None:
         note(Path(orders.ledger), Line("joined", transport.subscriptions[0].consumer))
 
 
-if __name__ == "__main__":
-    anyio.run(main, msgspec.json.decode(sys.argv[1], type=Orders))
+def work(orders: bytes, log: str) -> None:
+    """What a process does from its beginning to its end. What it says goes to the log."""
+    with open(log, "ab", buffering=0) as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    anyio.run(main, msgspec.json.decode(orders, type=Orders))

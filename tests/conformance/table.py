@@ -19,6 +19,9 @@ BEGIN, END = "<!-- table: python -m tests.conformance.table -->", "<!-- end of t
 _NAME = re.compile(r"test_(\d{3})_")
 
 
+SMALLER = "with the counts of the statement on the first server, and a tenth of them elsewhere"
+
+
 class Statement:
     """One numbered statement: its words, and for each place the reasons of those of its tests that do not run there."""
 
@@ -26,10 +29,12 @@ class Statement:
         self.number = number
         self.words: list[str] = []
         self.reasons: dict[str, list[str | None]] = {place: [] for place in PLACES}
+        self.smaller = False
 
     def add(self, test: Any) -> None:
         self.words.append(" ".join(inspect.cleandoc(test.__doc__).split("\n\n")[0].split()))
         marks = [mark for mark in getattr(test, "pytestmark", ()) if mark.name == "not_on"]
+        self.smaller |= any(mark.name == "in_full_once" for mark in getattr(test, "pytestmark", ()))
         for place in PLACES:
             self.reasons[place].append(next((mark.kwargs["because"] for mark in marks if place in mark.args), None))
 
@@ -72,19 +77,22 @@ def table() -> str:
             f"|---|---|{'---|' * len(PLACES)}",
         ]
         for statement in statements(module):
-            cells = [_cell(statement.reasons[place], notes) for place in PLACES]
+            cells = [_cell(statement, place, notes) for place in PLACES]
             lines.append(f"| {statement.number} | {statement.words[0]} | {' | '.join(cells)} |")
     lines += ["", *(f"* ({letter}) {reason}" for reason, letter in notes.items()), ""]
 
     return "\n".join(lines)
 
 
-def _cell(reasons: list[str | None], notes: dict[str, str]) -> str:
-    """Whether every test, some, or none of a statement runs at a place, with the letters of the reasons why not."""
-    why = list(dict.fromkeys(reason for reason in reasons if reason is not None))
-    letters = "".join(f" ({notes.setdefault(reason, chr(ord('a') + len(notes)))})" for reason in why)
+def _cell(statement: Statement, place: str, notes: dict[str, str]) -> str:
+    """Whether every test, some, or none of a statement runs at a place, with the letters of what is to be said about it."""
+    reasons = statement.reasons[place]
+    shown = "no" if None not in reasons else "in part" if any(reasons) else "yes"
+    said = [reason for reason in reasons if reason is not None]
+    if statement.smaller and shown != "no":
+        said.append(SMALLER)
 
-    return "yes" if not why else f"{'in part' if None in reasons else 'no'}{letters}"
+    return shown + "".join(f" ({notes.setdefault(words, chr(ord('a') + len(notes)))})" for words in dict.fromkeys(said))
 
 
 def written(page: str) -> str:

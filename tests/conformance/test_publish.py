@@ -62,15 +62,17 @@ async def test_003_streams_never_mix(place: Place) -> None:
         assert once(numbers) == once(reader.handled)
 
 
-@pytest.mark.not_on("fakeredis", because="200,000 envelopes would take it minutes")
+@pytest.mark.in_full_once
+@pytest.mark.not_on("fakeredis", because="so many would take it minutes")
 async def test_004_many_publishers_lose_nothing(place: Place) -> None:
     """20 publishers of 10,000 envelopes each: none is lost."""
     transport = await place.connect()
+    each = place.so_many(10_000)
     [plain] = envelopes([1])
     published: dict[bytes, str] = {}
 
     async def publish_many(publisher: int) -> None:
-        for start in range(0, 10_000, 500):
+        for start in range(0, each, 500):
             batch = [msgspec.structs.replace(plain, id=f"{publisher}-{number}") for number in range(start, start + 500)]
             ids = await transport.publish(batch)
             published.update(zip((envelope.id.encode() for envelope in batch), ids, strict=True))
@@ -80,7 +82,7 @@ async def test_004_many_publishers_lose_nothing(place: Place) -> None:
             tasks.start_soon(publish_many, publisher)
     arrived: dict[bytes, str] = {}
     async with transport.subscribe(place.request()) as subscription:
-        while len(arrived) < 200_000:
+        while len(arrived) < 20 * each:
             for delivery in await subscription.receive(1000):
                 arrived[delivery.fields[1]] = delivery.entry_id
                 subscription.ack(delivery)
