@@ -326,17 +326,23 @@ class RedisSubscription:
         for keys in self._keys:
             if now < self._due_at[keys.stream]:
                 continue
+            self._due_at[keys.stream] = (
+                now + SWEEP_EVERY
+            )  # earlier again if a retry is asked for meanwhile, which the script may not see
             try:
                 moved, due, unreadable = await self._reader.run(
                     DUE.call(keys.delayed, keys.delayed_entries, keys.retry, keys.state, args=(100,))
                 )
             except Full as exc:
                 logger.warning("%s: what is due waits, and what is there is read: %s", self._gate.title, exc)
-                self._due_at[keys.stream] = now + SWEEP_EVERY
                 continue
-            self._due_at[keys.stream] = now + min(SWEEP_EVERY, due / 1000 if due >= 0 else SWEEP_EVERY)
-            if moved == 100:
+            except BaseException:
                 self._due_at[keys.stream] = now
+                raise
+            if moved == 100:
+                due = 0
+            if due >= 0:
+                self._due_at[keys.stream] = min(self._due_at[keys.stream], now + due / 1000)
             for member in unreadable:
                 logger.error(
                     "%s: the delayed entry %r cannot be read and was set aside in %s",

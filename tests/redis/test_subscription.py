@@ -11,6 +11,7 @@ import pytest
 
 from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Retry, Subscriber, UnitOfWork
 from eventbus.redis import RedisTransport
+from eventbus.redis.scripts import DUE
 from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer
@@ -155,6 +156,30 @@ async def test_an_ack_is_settled_beside_a_read_that_waits(
         subscription.stop()
 
         assert [] == await reading
+
+
+async def test_a_retry_that_is_asked_for_while_due_ones_are_moved_is_not_late(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server has looked before it was there, and says that nothing else is due for long."""
+    await Club(live).publish(2)
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription:
+        first, second = await subscription.receive(10)
+        run, asked = subscription._reader.run, False
+
+        async def run_and_ask(command: Any, **options: Any) -> Any:
+            nonlocal asked
+            reply = await run(command, **options)
+            if command[1] == DUE.sha and not asked:
+                asked = await subscription.retry(second, after=0.0)
+            return reply
+
+        monkeypatch.setattr(subscription._reader, "run", run_and_ask)
+        await subscription.retry(first, after=0.0)
+        with anyio.fail_after(1.5):
+            again = [*await subscription.receive(1), *await subscription.receive(1)]
+
+        assert [first.entry_id, second.entry_id] == [delivery.entry_id for delivery in again]
 
 
 async def test_a_suspect_is_settled_before_the_next_begins(
