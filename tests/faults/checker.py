@@ -90,9 +90,10 @@ async def check(rig: Rig, allowed: Allowances) -> Account:
     if rig.wiped_at is not None:
         wiped = {
             (publisher, number)
-            for _, at, publisher, first, count in ledger.acknowledged.batches
-            if at <= rig.wiped_at
+            for attempted_at, at, publisher, first, count in ledger.acknowledged.batches
+            if attempted_at <= rig.wiped_at
             for number in range(first, first + count)
+            if at <= rig.wiped_at or not witness.there(publisher, number)
         }
         account.wiped = len(wiped)
         forgiven |= wiped

@@ -27,7 +27,8 @@ class Witness:
         """Entries that were there, and that the server has forgotten since."""
         self.disorder: list[str] = []
         """Messages that lie behind a later one of the same publisher."""
-        self._there = Tally()
+        self.there = Tally()
+        """What has been in this stream, since it was last deleted."""
         self._reading = asyncio.Lock()
         self._last = b"0-0"
         self._recent: deque[tuple[bytes, int, int]] = deque()
@@ -56,7 +57,7 @@ class Witness:
                     kept.append((id, publisher, number))
                 else:
                     self.seen.add(publisher, number, -1)
-                    self._there.add(publisher, number, -1)
+                    self.there.add(publisher, number, -1)
                     self.taken_back += 1
             self._recent = kept
             self._newest.clear()
@@ -65,7 +66,7 @@ class Witness:
 
     def begin_anew(self) -> None:
         """The stream was deleted. Ids go on rising in the next one, for they tell the time."""
-        self._there = Tally()
+        self.there = Tally()
         self._recent.clear()
 
     def _take(self, id: bytes, fields: dict[bytes, bytes]) -> None:
@@ -77,7 +78,7 @@ class Witness:
         publisher, number = parts_of(found[1].decode())
         self.entries += 1
         self.seen.add(publisher, number)
-        if self._there.add(publisher, number) > 1:
+        if self.there.add(publisher, number) > 1:
             self.twice.append(mark_of(publisher, number))
         else:
             newest = self._newest.get(publisher, -1)
