@@ -27,7 +27,7 @@ CAUGHT_IN = {
     "group-recreated-at-its-end": "storms",
     "buried-without-owner-check": "freezes",
     "retried-without-owner-check": "freezes",
-    "acks-counted-as-asked": "freezes",
+    "acks-counted-as-asked": "cuts",
     "not-released-on-drain": "drains",
     "leases-not-renewed": "patience",
 }
