@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 import time
@@ -36,6 +37,7 @@ pytest_plugins = ["pytester"]
 
 needs_server = pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to start")
 HOUR = 3600.0
+TESTING = Path(__file__).parents[1] / "docs" / "testing.md"
 
 
 class Lent(Event):
@@ -458,6 +460,44 @@ def test_a_live_transport_leaves_nothing_behind(pytester: pytest.Pytester) -> No
         """
     )
     pytester.runpytest().assert_outcomes(passed=3)
+
+
+@needs_server
+def test_the_example_of_a_line_that_is_cut_passes(pytester: pytest.Pytester) -> None:
+    """As it is in the documentation; and it would fail if the reply came through."""
+    [code] = re.findall(
+        r"^```python\n(.*?faults\.cut.*?)^```$", TESTING.read_text().partition("## When")[2], re.MULTILINE | re.DOTALL
+    )
+    pytester.makepyfile(
+        mailer="""
+        from eventbus import Event, MemoryTransport, MessageBus, Metadata, Subscriber
+
+        bus = MessageBus()
+
+
+        class BookRegistered(Event):
+            metadata = Metadata(name="book_registered", published=True)
+            title: str
+
+
+        @bus.listen
+        async def announce(event: BookRegistered) -> None:
+            pass
+
+
+        mailer = Subscriber(bus=bus, transport=MemoryTransport(), streams=["reading-club"], group="mailer")
+        """,
+        conftest="""
+        import pytest
+
+        @pytest.fixture
+        def anyio_backend():
+            return "asyncio"
+        """,
+        test_as_it_is=code,
+        test_without_a_fault=code.replace('faults.cut("publish", after=True)', "pass"),
+    )
+    pytester.runpytest().assert_outcomes(passed=1, failed=1)
 
 
 @needs_server

@@ -11,8 +11,8 @@ async def test_a_registered_book_is_announced(transport: MemoryTransport, smtp: 
     assert ["new on the shelf: Dune"] == smtp.sent
 ```
 
-Installed with the extra ``testing``, the plugin brings the fixtures `transport`, `redis_transport`, `redis_server` and `live_transport`
-(`eventbus.testing.plugin`). `TransportContract` is what every transport promises, as tests to run over one of your own.
+Installed with the extra ``testing``, the plugin brings the fixtures `transport`, `redis_transport`, `redis_server`, `live_transport` and
+`faults` (`eventbus.testing.plugin`). `TransportContract` is what every transport promises, as tests to run over one of your own.
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from eventbus.connect import hide_password
 from eventbus.errors import ConfigurationError
 from eventbus.redis.scripts import BY_SHA
 
@@ -50,6 +51,10 @@ class FaultProxy:
     """A server as seen through a line that can be cut. Enter it; `url` is where it listens."""
 
     def __init__(self, url: str) -> None:
+        if urlsplit(url).scheme not in ("redis", "unix"):
+            raise ConfigurationError(
+                f"FaultProxy({hide_password(url)!r}): it reads what passes, so it stands before redis:// and unix:// servers only"
+            )
         self._upstream = url
         self._faults: dict[str, list[_Fault]] = {}
         self._connections: set[_Connection] = set()
@@ -288,10 +293,8 @@ async def _connect(url: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter
     parts = urlsplit(url)
     if parts.scheme == "unix":
         return await asyncio.open_unix_connection(unquote(parts.path))
-    if parts.scheme == "redis":
-        return await asyncio.open_connection(parts.hostname or "localhost", parts.port or 6379)
 
-    raise ConfigurationError(f"FaultProxy({parts.scheme}://…): it stands before redis:// and unix:// servers")
+    return await asyncio.open_connection(parts.hostname or "localhost", parts.port or 6379)
 
 
 async def _arrive(some: int) -> None:

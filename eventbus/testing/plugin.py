@@ -5,8 +5,9 @@
 * `redis_server`: a real server, one for the whole run: the one named by ``--eventbus-redis-url``, else the embedded Valkey, else
   valkey-server or redis-server on PATH; else the test is skipped, with the reason.
 * `live_transport`: a `RedisTransport` on that server, which leaves nothing behind.
+* `faults`: a line to that server that cuts, delays or goes silent at a chosen command (`eventbus.testing.faults.FaultProxy`).
 
-The two on Redis are async fixtures of anyio's pytest plugin, and run under asyncio: what pytest would run under trio is skipped. When a
+Those on Redis are async fixtures of anyio's pytest plugin, and run under asyncio: what pytest would run under trio is skipped. When a
 test that was given a transport fails, its report shows what was in the streams.
 """
 
@@ -23,6 +24,7 @@ from eventbus.memory import MemoryTransport
 
 if TYPE_CHECKING:
     from eventbus.redis import RedisTransport
+    from eventbus.testing.faults import FaultProxy
     from eventbus.testing.servers import LiveServer
 
 
@@ -80,6 +82,15 @@ async def live_transport(redis_server: LiveServer, eventbus_asyncio_only: None) 
     async with Guest(redis_server, stream=f"test-{secrets.token_hex(4)}") as transport:
         yield transport
         await transport.clean_up()
+
+
+@pytest.fixture
+async def faults(redis_server: LiveServer, eventbus_asyncio_only: None) -> AsyncIterator[FaultProxy]:
+    """A line to `redis_server` that can be cut: connect to its `url`, and say at which command something is to happen."""
+    from eventbus.testing.faults import FaultProxy
+
+    async with FaultProxy(redis_server.url) as line:
+        yield line
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from eventbus.errors import ConfigurationError
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer
 
@@ -31,6 +32,12 @@ async def direct(redis_server: LiveServer) -> AsyncIterator[redis.asyncio.Redis]
     async with redis.asyncio.Redis.from_url(redis_server.url) as client:
         yield client
         await client.delete("n")
+
+
+def test_a_server_that_it_cannot_stand_before_is_a_mistake() -> None:
+    """At once, and without the password."""
+    with pytest.raises(ConfigurationError, match=r"FaultProxy\('rediss://club:\*+@host'\): it reads what passes"):
+        FaultProxy("rediss://club:secret@host")
 
 
 LOST = (redis.ConnectionError, redis.TimeoutError)
