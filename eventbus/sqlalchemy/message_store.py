@@ -1,0 +1,184 @@
+"""`SqlMessageStore`: what a unit of work handled, what it will publish, and what it has handled before, in its own SQL transaction."""
+
+from __future__ import annotations
+
+import logging
+import random
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, ClassVar
+
+from sqlalchemy import Boolean, Insert, Table, bindparam, case, func, literal, null, select, text, update
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+
+from eventbus.envelope import Envelope, now
+from eventbus.errors import ConfigurationError, Retry
+from eventbus.message_store import Record
+from eventbus.messages import check_name
+from eventbus.sqlalchemy.database import AnySession, Database, is_busy
+from eventbus.sqlalchemy.history import TypeOfMessage, history, values_of
+from eventbus.sqlalchemy.schema import TABLES, Tables, from_now
+from eventbus.transport import Delivery
+
+logger = logging.getLogger("eventbus.sqlalchemy")
+
+WAIT_FOR_COMMIT = 5.0
+"""Seconds, at most, to wait for the end of a commit whose answer was lost."""
+
+
+class SqlMessageStore:
+    """The local event store, the outbox and the inbox of one transaction.
+
+    ```python
+    async with sessions() as session:
+        async with LibraryUnitOfWork(session, transport=transport, message_store=SqlMessageStore(session)) as uow:
+            await bus.handle(RegisterBook(...), uow)
+            await uow.commit()
+    ```
+
+    Give it the session that the unit of work commits. Everything that was handled or raised is inserted at commit, in that transaction. What
+    is published goes to the transport right after it, and is marked as sent in a transaction of its own; what is not marked within
+    `relay_after` seconds is sent by a `Relay`. With ``relay_after=0``, and a unit of work without a transport, the relay sends everything,
+    in the order of the rows.
+
+    Under a subscriber the first statement of the transaction notes that this group handles this envelope: a second delivery has no second
+    effect. `group` is another name than the subscriber's to note it under.
+
+    One store serves one session, for one transaction after another.
+    """
+
+    durable: bool = True
+    is_inbox: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        session: AnySession,
+        *,
+        tables: Tables = TABLES,
+        group: str | None = None,
+        relay_after: float = 5.0,
+    ) -> None:
+        if not isinstance(session, AsyncSession | async_scoped_session):
+            raise ConfigurationError(f"SqlMessageStore({type(session).__name__} …): give the AsyncSession of the unit of work")
+        if not relay_after >= 0:
+            raise ConfigurationError(f"SqlMessageStore(relay_after={relay_after!r}): seconds, zero or more")
+        self.session = session
+        self.tables = tables
+        self.group = None if group is None else check_name("group", group)
+        self.relay_after = relay_after
+        self._claimed: tuple[str, str] | None = None
+
+    def __repr__(self) -> str:
+        return f"<SqlMessageStore in {self.tables.messages.fullname}>"
+
+    def history(
+        self, *, type: TypeOfMessage | None = None, since: datetime | None = None, until: datetime | None = None
+    ) -> AsyncIterator[Envelope]:
+        """What was stored, oldest first: ``async for envelope in store.history(type=BookRegistered, since=yesterday)``.
+
+        `type` is a message class, a type on the wire (``"book_registered_v1"``), or a name, for all its versions. `since` (included) and
+        `until` (not included) are times at which envelopes were made. What has not committed is not seen, also of this session; a relay
+        removes what is older than it was told to keep.
+        """
+        return history(self._database, self.tables, type=type, since=since, until=until)
+
+    # -------------------------------------------------------------------------------------------- called by the unit of work
+
+    async def claim(self, delivery: Delivery) -> bool:
+        """See `Inbox.claim`. While another transaction claims the same, PostgreSQL waits for its end.
+
+        SQLite has one writer: from here to the end of the transaction everybody else waits, and after the timeout of the connection (5 s,
+        if nothing else was said) is told to come again, which costs no attempt.
+        """
+        group = self.group or delivery.group
+        self._claimed = delivery.envelope.id, group
+        claim = self._database.insert_new(self.tables.inbox).values(
+            group=group, envelope_id=delivery.envelope.id, handled_at=from_now()
+        )
+        try:
+            return await _rows(self.session, claim) == 1
+        except DBAPIError as exc:
+            if is_busy(exc):
+                raise Retry(f"another transaction is in the way: {exc.orig}", after=random.uniform(0.05, 0.5)) from exc
+            raise
+
+    async def add(self, records: Sequence[Record]) -> None:
+        if not records:
+            return
+        database, messages = self._database, self.tables.messages
+        due = case((bindparam("outgoing", type_=Boolean()), from_now(self.relay_after)))
+        rows = [{**values_of(record.envelope), "outgoing": record.outgoing} for record in records]
+        await self.session.execute(database.insert_new(messages).values(due_at=due), rows)
+        if not self.relay_after and database.dialect == "postgresql" and any(record.outgoing for record in records):
+            await self.session.execute(select(func.pg_notify(self.tables.channel, "")))
+
+    async def published(self, records: Sequence[Record]) -> None:
+        """See `MessageStore.published`. What a relay has taken for lost since, and made due again, stays due."""
+        columns = self.tables.messages.c
+        marks = [{"envelope": record.id, "entry": record.entry_id} for record in records if record.outgoing]
+        if marks:
+            mark = (
+                update(self.tables.messages)
+                .where(columns.id == bindparam("envelope"), columns.due_at.is_not(None), columns.restored == 0)
+                .values(sent_at=from_now(), due_at=null(), entry_id=bindparam("entry"))
+            )
+            async with self._database.transaction() as connection:
+                await connection.execute(mark, marks)
+
+    async def forget(self, records: Sequence[Record]) -> None:
+        pass  # the transaction has taken them with it
+
+    async def confirm(self, records: Sequence[Record]) -> bool:
+        """See `Inbox.confirm`. A row that only this transaction can have written is looked for, and waited for if it is under way.
+
+        The session is rolled back first: that undoes no commit, and lets go of what a failed one still holds. False, with a warning, when it
+        cannot be looked up.
+        """
+        own = next((record for record in records if not record.received), None)
+        handled = any(record.received and self._claimed and record.id == self._claimed[0] for record in records)
+        with suppress(SQLAlchemyError, OSError):
+            await self.session.rollback()
+        try:
+            if own is not None:
+                took_place = await self._is_there(self.tables.messages, values_of(own.envelope), ["id"])
+            elif handled and self._claimed is not None:
+                id, group = self._claimed
+                row = {"group": group, "envelope_id": id, "handled_at": now()}
+                took_place = await self._is_there(self.tables.inbox, row, ["group", "envelope_id"])
+            else:
+                took_place = False
+        except (SQLAlchemyError, OSError) as exc:
+            logger.warning("a commit was answered with an error, and whether it took place could not be looked up: %s", exc)
+            took_place = False
+
+        return took_place
+
+    # ------------------------------------------------------------------------------------------------------------- private
+
+    @property
+    def _database(self) -> Database:
+        return Database.of_session(self.session, self.tables)
+
+    async def _is_there(self, table: Table, row: Mapping[str, Any], key: Sequence[str]) -> bool:
+        """Whether a row is there. PostgreSQL tells it by way of an INSERT that is rolled back: it waits for whoever is inserting the same."""
+        database = self._database
+        async with database.transaction() as connection:
+            if database.dialect != "postgresql":
+                found = select(literal(1)).where(*(table.c[name] == row[name] for name in key))
+                return (await connection.execute(found)).first() is not None
+            await connection.execute(text(f"SET LOCAL lock_timeout = {WAIT_FOR_COMMIT * 1000:.0f}"))
+            async with connection.begin_nested() as trial:
+                inserted = await _rows(connection, database.insert_new(table).values(**row))
+                await trial.rollback()
+
+            return inserted == 0
+
+
+async def _rows(executor: AnySession | AsyncConnection, statement: Insert) -> int:
+    """How many rows a statement has changed."""
+    result: Any = await executor.execute(statement)
+    count: int = result.rowcount
+
+    return count

@@ -1,0 +1,98 @@
+"""The SQL tables on both databases: SQLite in a file, and a PostgreSQL of our own where its programs are. aiosqlite and asyncpg run under
+asyncio, so these do.
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import event, text
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker, create_async_engine
+
+from eventbus.sqlalchemy import TABLES
+from tests.sqlalchemy.club import METADATA
+from tests.sqlalchemy.postgres import NoPostgres, postgres
+
+DATABASES = ("sqlite", "postgresql")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Every behaviour on both; ``@pytest.mark.only("postgresql")`` where the other has it not."""
+    if "database" in metafunc.fixturenames:
+        only = metafunc.definition.get_closest_marker("only")
+        metafunc.parametrize("database", DATABASES if only is None else only.args, indirect=True)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "only(*databases): not to be run on the other databases")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def postgresql() -> Iterator[str]:
+    """The URL of a PostgreSQL that runs as long as the tests do."""
+    with ExitStack() as running:
+        try:
+            url = running.enter_context(postgres())
+        except NoPostgres as exc:
+            pytest.skip(str(exc))
+        yield url
+
+
+@dataclass(frozen=True)
+class Database:
+    """One of the two, with the tables of eventbus and those of the club, all of them empty."""
+
+    url: str
+    engine: AsyncEngine
+    sessions: "async_sessionmaker[AsyncSession]"
+
+    @property
+    def name(self) -> str:
+        return self.engine.dialect.name
+
+    async def rows(self, statement: Any) -> list[tuple[Any, ...]]:
+        async with self.engine.connect() as connection:
+            return [tuple(row) for row in await connection.execute(statement)]
+
+    async def do(self, *statements: Any) -> None:
+        async with self.engine.begin() as connection:
+            for statement in statements:
+                await connection.execute(statement)
+
+
+@pytest.fixture
+async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
+    if request.param == "postgresql":
+        url = request.getfixturevalue("postgresql")
+    else:
+        url = f"sqlite+aiosqlite:///{tmp_path / 'club.db'}"
+    engine = engine_on(url)
+    async with engine.begin() as connection:
+        if request.param == "postgresql":
+            await connection.execute(text("DROP SCHEMA public CASCADE"))
+            await connection.execute(text("CREATE SCHEMA public"))
+        await connection.run_sync(METADATA.create_all)
+        await TABLES.create_all(connection)
+    yield Database(url, engine, async_sessionmaker(engine))
+    await engine.dispose()
+
+
+def engine_on(url: str) -> AsyncEngine:
+    """As an application would make it: SQLite with a write-ahead log, and no wait for the disk at each commit."""
+    engine = create_async_engine(url, pool_size=20)
+    if engine.dialect.name == "sqlite":
+
+        @event.listens_for(engine.sync_engine, "connect")
+        def _(connection: Any, record: object) -> None:
+            connection.execute("PRAGMA journal_mode = WAL")
+            connection.execute("PRAGMA synchronous = NORMAL")
+
+    return engine
