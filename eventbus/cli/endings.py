@@ -8,6 +8,7 @@ import os
 import sysconfig
 import traceback
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -86,6 +87,12 @@ def place_of(error: BaseException) -> str:
     inside = "" if frame.name == "<module>" else f", in {frame.name}"
 
     return f"{_short(frame.filename)}:{frame.lineno}{inside}"
+
+
+def needs(extra: str) -> None:
+    """`Failure` with `Code.USAGE` where the package that an extra brings is not installed."""
+    if find_spec(extra) is None:
+        raise Failure(f"this needs the \"{extra}\" extra: pip install 'eventbus[{extra}]'", Code.USAGE)
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -24,12 +24,15 @@ from eventbus.transport import Transport
 
 logger = logging.getLogger("eventbus.cli")
 
+D = TypeVar("D", bound=Any)
+"""A declaration with a transport: `Subscriber` or `Relay`."""
+
 
 def run(targets: Sequence[str], *, url: str | None, concurrency: int | None, wait: float, log_level: str, log_format: str) -> int:
     """Run the subscribers that the targets name until a signal stops them. `Failure` if they do not start, or one of them fails."""
     formatter = logs.configure(log_level, log_format)
     look_here()
-    subscribers = find(targets)
+    subscribers = find(targets, Subscriber)
     if url is not None:
         subscribers = moved(subscribers, url)
     if concurrency is not None:
@@ -45,8 +48,8 @@ def run(targets: Sequence[str], *, url: str | None, concurrency: int | None, wai
     return Code.OK
 
 
-def moved(subscribers: Sequence[Subscriber], url: str) -> list[Subscriber]:
-    """The same subscribers on another server. Those that shared the settings of their transport share one there too."""
+def moved(services: Sequence[D], url: str) -> list[D]:
+    """The same subscribers, or relays, on another server. Those that shared the settings of their transport share one there too."""
     in_process = urlsplit(url).scheme in ("memory", "embedded")
     made: dict[tuple[str, ...], Transport] = {}
 
@@ -58,7 +61,7 @@ def moved(subscribers: Sequence[Subscriber], url: str) -> list[Subscriber]:
         if key not in made:
             if made and in_process:
                 raise Failure(
-                    f"{hide_password(url)} is a place of its own for each transport, but these subscribers publish to different "
+                    f"{hide_password(url)} is a place of its own for each transport, but these publish to different "
                     "streams and need several; name a server that they can share",
                     Code.USAGE,
                 )
@@ -69,7 +72,7 @@ def moved(subscribers: Sequence[Subscriber], url: str) -> list[Subscriber]:
 
         return made[key]
 
-    return [replace(subscriber, transport=on_url(subscriber.transport)) for subscriber in subscribers]
+    return [replace(service, transport=on_url(service.transport)) for service in services]
 
 
 async def serve(subscribers: Sequence[Subscriber], wait: float, last_words: Callable[[str], str]) -> None:

@@ -1,4 +1,4 @@
-"""What `eventbus run` is told to run: subscribers, by the name of a module and perhaps of something in it.
+"""What a command is told to run: subscribers or relays, by the name of a module and perhaps of something in it.
 
 Whatever is wrong with a name is said in one line, with the names that are near.
 """
@@ -12,23 +12,24 @@ from collections.abc import Iterable, Sequence
 from importlib import import_module
 from inspect import iscoroutine
 from types import ModuleType
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from eventbus.cli.endings import Code, Failure, described, did_you_mean, place_of
-from eventbus.subscriber import Subscriber
+
+T = TypeVar("T")
 
 
-def find(targets: Iterable[str]) -> list[Subscriber]:
-    """The subscribers that the targets name, each once, in order. `Failure` with `Code.USAGE` if one names none.
+def find(targets: Iterable[str], kind: type[T]) -> list[T]:
+    """What of a kind, `Subscriber` for one, the targets name, each once, in order. `Failure` with `Code.USAGE` if one names none.
 
-    A target is ``module:attribute``, where the attribute is a `Subscriber`, a list or tuple of them, or something to call without
-    arguments that returns either; or ``module`` alone: every subscriber at its top level.
+    A target is ``module:attribute``, where the attribute is of that kind, a list or tuple of them, or something to call without
+    arguments that returns either; or ``module`` alone: every one at its top level.
     """
-    found: list[Subscriber] = []
+    found: list[T] = []
     for target in targets:
-        for subscriber in _find(target):
-            if not any(known is subscriber for known in found):
-                found.append(subscriber)
+        for thing in _find(target, kind):
+            if not any(known is thing for known in found):
+                found.append(thing)
 
     return found
 
@@ -40,7 +41,7 @@ def look_here() -> None:
         sys.path.insert(0, here)
 
 
-def _find(target: str) -> Sequence[Subscriber]:
+def _find(target: str, kind: type[T]) -> Sequence[T]:
     module_name, colon, attribute = target.partition(":")
     if not module_name or (colon and not attribute):
         raise _wrong(f"{target!r} is no target: give module:attribute, like reading_club.mailer:mailer, or a module")
@@ -49,9 +50,9 @@ def _find(target: str) -> Sequence[Subscriber]:
         raise _wrong(f"{target!r} names a file: give the module, {dotted}{colon}{attribute}")
     module = _import(module_name)
     if colon:
-        return _subscribers_of(target, _attribute(target, module, attribute), module)
-    if not (found := _top_level(module)):
-        raise _wrong(f"{module_name} has no Subscriber at its top level; name what returns one: {module_name}:attribute")
+        return _those_of(target, _attribute(target, module, attribute, kind), module, kind)
+    if not (found := _top_level(module, kind)):
+        raise _wrong(f"{module_name} has no {kind.__name__} at its top level; name what returns one: {module_name}:attribute")
 
     return list(found.values())
 
@@ -69,47 +70,48 @@ def _import(name: str) -> ModuleType:
         raise _wrong(f"importing {name} failed: {described(exc)}", exc) from exc
 
 
-def _attribute(target: str, module: ModuleType, path: str) -> Any:
+def _attribute(target: str, module: ModuleType, path: str, kind: type[Any]) -> Any:
     thing: Any = module
     for name in path.split("."):
         try:
             thing = getattr(thing, name)
         except AttributeError as exc:
-            names = list(_top_level(module)) or [known for known in dir(thing) if not known.startswith("_")]
-            near = did_you_mean(name, names) or _its_subscribers(module)
+            names = list(_top_level(module, kind)) or [known for known in dir(thing) if not known.startswith("_")]
+            near = did_you_mean(name, names) or _its_own(module, kind)
             raise _wrong(f"{module.__name__} has no {name!r}{near}", exc) from exc
 
     return thing
 
 
-def _subscribers_of(target: str, thing: Any, module: ModuleType) -> Sequence[Subscriber]:
-    """The subscribers in what an attribute holds."""
-    if callable(thing) and not isinstance(thing, Subscriber):
+def _those_of(target: str, thing: Any, module: ModuleType, kind: type[T]) -> Sequence[T]:
+    """Those of the kind in what an attribute holds."""
+    word = kind.__name__
+    if callable(thing) and not isinstance(thing, kind):
         try:
             thing = thing()
         except Exception as exc:
             raise _wrong(f"calling {target}() failed: {described(exc)}", exc) from exc
         if iscoroutine(thing):
             thing.close()
-            raise _wrong(f"{target} is an async function: what returns subscribers is called before the event loop runs")
-    if isinstance(thing, Subscriber):
-        return [thing]
+            raise _wrong(f"{target} is an async function: what returns {word.lower()}s is called before the event loop runs")
+    if isinstance(thing, kind):
+        thing = [thing]
     if isinstance(thing, list | tuple):
         things = cast("Sequence[Any]", thing)
-        if things and all(isinstance(item, Subscriber) for item in things):
-            return cast("Sequence[Subscriber]", things)
+        if things and all(isinstance(item, kind) for item in things):
+            return cast("Sequence[T]", things)
 
-    raise _wrong(f"{target} is {_kind(thing)}, not a Subscriber or a list of them{_its_subscribers(module)}")
-
-
-def _top_level(module: ModuleType) -> dict[str, Subscriber]:
-    return {name: thing for name, thing in vars(module).items() if isinstance(thing, Subscriber)}
+    raise _wrong(f"{target} is {_kind(thing)}, not a {word} or a list of them{_its_own(module, kind)}")
 
 
-def _its_subscribers(module: ModuleType) -> str:
-    names = list(_top_level(module))
+def _top_level(module: ModuleType, kind: type[T]) -> dict[str, T]:
+    return {name: thing for name, thing in vars(module).items() if isinstance(thing, kind)}
 
-    return f"; its subscribers are {', '.join(names)}" if names else "; it has no Subscriber at its top level"
+
+def _its_own(module: ModuleType, kind: type[Any]) -> str:
+    names, word = list(_top_level(module, kind)), kind.__name__
+
+    return f"; its {word.lower()}s are {', '.join(names)}" if names else f"; it has no {word} at its top level"
 
 
 def _modules_beside(name: str) -> list[str]:
