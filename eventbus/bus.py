@@ -208,13 +208,13 @@ class MessageBus:
         if self._upcasts:
             message = self.upcasted(message)
         cause = uow.handling
-        earlier = uow.gather(cause)
-        root = uow.receive(message, cause, delivery)
-        for dependency in transient.values():
-            uow.depend(dependency)
+        queue = uow.receive(message, delivery)
+        root = queue[-1]
+        if transient:
+            for dependency in transient.values():
+                uow.depend(dependency)
         call: _Call | None = None
         handlers = self._handlers
-        queue: list[Record] = [*earlier, root]
         result: Any = None
         try:
             for record in queue:  # which grows meanwhile
@@ -233,7 +233,7 @@ class MessageBus:
                             f"bus.add_listener({type(message).__name__}, …) or bus.scan(…)"
                         )
                     continue
-                if record.depth > self._limit:
+                if record.cause is not None and record.depth > self._limit:
                     raise RecursionLimitExceeded(_chain(record, self._limit))
                 uow.handling = record
                 for handler in listeners:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import TYPE_CHECKING, ClassVar, Protocol, TypeGuard, runtime_checkable
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol, TypeGuard, runtime_checkable
+
+import msgspec
 
 from eventbus.envelope import JSON, Codec, Envelope, new_id, now, seal
 from eventbus.messages import Message
@@ -20,36 +22,34 @@ class Carried(Protocol):
     def envelope(self) -> Envelope: ...
 
 
-class Record:
+class Record(msgspec.Struct, eq=False):
     """One message of a unit of work: what it is, what caused it, and its envelope, made when somebody asks for it.
 
     Most messages never leave their process and need no envelope: a record costs next to nothing until then.
     """
 
-    __slots__ = ("_codec", "_created_at", "_envelope", "_headers", "_id", "_origin", "cause", "depth", "entry_id", "message")
-
-    def __init__(
-        self,
-        message: Message,
-        cause: Record | None = None,
-        origin: Carried | None = None,
-        headers: Mapping[str, str] | None = None,
-        codec: Codec = JSON,
-    ) -> None:
-        self.message = message
-        self.cause = cause
-        self.depth: int = 0 if cause is None else cause.depth + 1
-        self.entry_id: str | None = None
-        """Where in its stream it is, once it was published for a durable store."""
-        self._origin = origin
-        self._headers = headers
-        self._codec = codec
-        self._envelope: Envelope | None = None
-        self._id: str | None = None
-        self._created_at: datetime | None = None
+    message: Message
+    cause: Record | None = None
+    _origin: Carried | None = None
+    _headers: Mapping[str, str] | None = None
+    _codec: Codec = JSON
+    entry_id: str | None = None
+    """Where in its stream it is, once it was published for a durable store."""
+    _envelope: Envelope | None = None
+    _id: str | None = None
+    _created_at: datetime | None = None
+    _depth: int = -1
 
     def __repr__(self) -> str:
         return f"<record of {self.message!r}>"
+
+    @property
+    def depth(self) -> int:
+        """How many causes it has, one behind the other."""
+        if self._depth < 0:
+            self._depth = 0 if self.cause is None else self.cause.depth + 1
+
+        return self._depth
 
     @property
     def outgoing(self) -> bool:
@@ -155,6 +155,10 @@ class SinkholeMessageStore:
 
     async def forget(self, records: Sequence[Record]) -> None:
         pass
+
+
+SINKHOLE: Final = SinkholeMessageStore()
+"""The one that all units of work share that were given none."""
 
 
 class InMemoryMessageStore:

@@ -15,7 +15,6 @@ import logging
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from inspect import isawaitable
@@ -29,6 +28,7 @@ import msgspec
 from eventbus.bus import MessageBus
 from eventbus.envelope import CONTENT_TYPE, JSON, decode, is_harmless, split_type
 from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, TransportError, excerpt, only_one
+from eventbus.message_store import SINKHOLE
 from eventbus.messages import Message, check_name
 from eventbus.retry import Policy, exponential
 from eventbus.transport import Delivery, Subscribe, Subscription, Transport, start_position
@@ -36,6 +36,8 @@ from eventbus.unit_of_work import TransactionStatus, UnitOfWork
 from eventbus.watchdog import Watchdog
 
 logger = logging.getLogger("eventbus")
+
+_STREAMING = TransactionStatus.streaming
 
 READ_AHEAD = 200
 """Entries, at most, that wait behind those being handled."""
@@ -230,12 +232,17 @@ class _Run:
         """The number in hand at which the reader goes on that waits for `room`; -1 when it does not wait."""
         self.handled = self.duplicates = self.ignored = self.retried = self.buried = self.lost_leases = 0
         self.last_progress: float | None = None
-        self.send, self.receive = anyio.create_memory_object_stream[Delivery](float("inf"))
+        self.waiting: deque[Delivery] = deque()
+        self.idle = 0
+        """Workers that wait to be called; each item of the stream is a call to one of them to look at what waits."""
+        self.send, self.receive = anyio.create_memory_object_stream[None](float("inf"))
         self.types = {name.encode(): message_type for name, message_type in subscriber.bus.types().items()}
         self.names = {split_type(name)[0] for name in subscriber.bus.types()}
         self.decoders: dict[bytes, Callable[[bytes], Message]] = {}
         """For the types that came before, as JSON, and that no upcast changes."""
+        self.transport = subscriber.transport
         self.make = subscriber.unit_of_work or _plain
+        self.handle = subscriber.bus.handle
 
     async def serve(self, request: Subscribe, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         """Join the groups, and work until told to stop. In a task of its own: a cancellation of `run`, also asyncio's, is not ours."""
@@ -314,29 +321,20 @@ class _Run:
             if not deliveries:
                 return
             self.in_hand += len(deliveries)
-            size = sum(map(len, chain.from_iterable([delivery.fields for delivery in deliveries]))) // len(deliveries) + 1
-            for delivery in deliveries:
-                self.send.send_nowait(delivery)
+            some = deliveries[::8]
+            size = sum(map(len, chain.from_iterable([delivery.fields for delivery in some]))) // len(some) + 1
+            self.waiting += deliveries
+            for _ in range(min(len(deliveries), self.idle)):
+                self.send.send_nowait(None)
             if len(deliveries) <= concurrency:
                 await anyio.lowlevel.checkpoint()  # their handlers first: what is quick is acked along with the next read
 
     def _take_back(self) -> None:
         """What no worker has started on will be given back."""
-        self.left += self.suspects
-        self.suspects.clear()
-        with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
-            while True:
-                self.left.append(self.receive.receive_nowait())
+        for waiting in (self.suspects, self.waiting):
+            self.left += waiting
+            waiting.clear()
         self.send.close()
-
-    def _done(self) -> bool:
-        """One less in hand. Whether that woke the reader."""
-        self.in_hand -= 1
-        if self.in_hand != self.room_at:
-            return False
-        self.room.set()
-
-        return True
 
     # ------------------------------------------------------------------------------------------------------------ work
 
@@ -349,29 +347,29 @@ class _Run:
 
     async def _work_until_lost(self, subscription: Subscription, scope: anyio.CancelScope) -> bool:
         """Whether there may be more to do, in another scope."""
-        receive_nowait, running = self.receive.receive_nowait, self.running
+        waiting, suspects, running = self.waiting, self.suspects, self.running
         while True:
-            if self.suspects and not self.suspect_running:
-                delivery = self.suspects.popleft()
+            if suspects and not self.suspect_running:
+                delivery = suspects.popleft()
+            elif waiting:
+                delivery = waiting.popleft()
             else:
+                self.idle += 1
                 try:
-                    delivery = receive_nowait()
-                except anyio.WouldBlock:
-                    try:
-                        delivery = await self.receive.receive()
-                    except anyio.EndOfStream:
-                        return False
+                    await self.receive.receive()
                 except anyio.EndOfStream:
                     return False
-            if delivery.lost:
-                self._done()
+                finally:
+                    self.idle -= 1
                 continue
-            if delivery.suspect and self.suspect_running:
-                self.suspects.append(delivery)
+            if delivery.suspect and self.suspect_running and not delivery.lost:
+                suspects.append(delivery)
                 continue
             running[delivery] = scope
             try:
-                if delivery.suspect:
+                if delivery.lost:
+                    pass
+                elif delivery.suspect:
                     await self._handle_suspect(subscription, delivery)
                 else:
                     await self._handle(subscription, delivery)
@@ -381,8 +379,10 @@ class _Run:
                 raise
             finally:
                 del running[delivery]
-                woken = self._done()
-            if scope.cancel_called:  # lost while its end was shielded
+                self.in_hand -= 1
+                if woken := self.in_hand == self.room_at:
+                    self.room.set()
+            if delivery.lost and scope.cancel_called:  # lost while its end was shielded
                 return True
             if woken:
                 await anyio.lowlevel.checkpoint()  # the next read goes out, and is answered while the rest is handled
@@ -407,18 +407,18 @@ class _Run:
                 subscription.ack(delivery)
                 self.ignored += 1
                 return
-            uow = self.make(self.subscriber.transport)
+            uow = self.make(self.transport)
             if not isinstance(uow, UnitOfWork) and isawaitable(uow):
                 uow = await uow
             async with uow:
-                if await uow.begin(delivery):
-                    await self.subscriber.bus.handle(message, uow, delivery=delivery)
+                if uow.message_store is SINKHOLE or await uow.begin(delivery):
+                    await self.handle(message, uow, delivery=delivery)
                 else:
                     duplicate = True
                     await uow.rollback()
                 if uow._ended is None:  # pyright: ignore[reportPrivateUsage] - detached or not
                     await uow.commit()
-            if uow.status is TransactionStatus.streaming:
+            if uow.status is _STREAMING:
                 await uow.close()
         except Exception as exc:
             error = exc
@@ -427,7 +427,7 @@ class _Run:
                 raise
             error = RuntimeError("the handler awaited something that somebody else has cancelled")
             error.__cause__ = exc
-        if isinstance(error, LeaseLost) and not delivery.lost:
+        if error is not None and isinstance(error, LeaseLost) and not delivery.lost:
             delivery.lost = True
             self._say_lost(delivery)
         if delivery.lost:
@@ -451,14 +451,15 @@ class _Run:
         fields = delivery.fields
         if len(fields) >= 8 and fields[4] == b"type" and fields[6] == b"payload" and fields[0] == b"id":
             type, payload = fields[5], fields[7]
-            content_type = JSON.content_type
             if len(fields) > 8 and b"content_type" in fields[8::2]:
                 content_type = delivery.envelope.headers[CONTENT_TYPE]
-            elif (decoder := self.decoders.get(type)) is not None and is_harmless(payload):
-                try:
-                    return decoder(payload)
-                except Exception:
-                    pass
+            else:
+                if (decoder := self.decoders.get(type)) is not None and is_harmless(payload):
+                    try:
+                        return decoder(payload)
+                    except Exception:
+                        pass
+                content_type = JSON.content_type
         else:
             envelope = delivery.envelope
             type, payload, content_type = envelope.type.encode(), envelope.payload, envelope.content_type

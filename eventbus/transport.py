@@ -139,53 +139,38 @@ class Subscription(Protocol):
         ...
 
 
-class Delivery:
+class Delivery(msgspec.Struct, eq=False, gc=False):
     """One entry on its way to its handlers in a group.
 
     `stream` and `entry_id` say where it was published; `attempt` is 1 for the first and rises by one with each retry, over restarts and
     other consumers. `envelope` is what was published; a failed attempt leaves no trace in it.
     """
 
-    __slots__ = (
-        "_envelope", "attempt", "consumer", "entry_id", "fields", "first_failure", "group", "last_error", "lost", "settled", "source",
-        "source_id",
-        "stream", "suspect",
-    )  # fmt: skip
+    stream: str
+    group: str
+    consumer: str
+    entry_id: str
+    fields: Sequence[bytes]
+    """What the entry holds, names and values in turn, as bytes."""
+    source: str = ""
+    """The stream in whose pending list it is: the shared one, which is the default, or the group's retry stream."""
+    source_id: str = ""
+    attempt: int = 1
+    first_failure: datetime | None = None
+    last_error: str | None = None
+    suspect: bool = False
+    """Whether its last consumer died with it in hand: it is started alone, and the start is counted."""
+    lost: bool = False
+    """Whether another consumer has taken it over."""
+    settled: bool = False
+    """Whether the commit of its unit of work has settled it too."""
+    _envelope: Envelope | None = None
 
-    def __init__(
-        self,
-        stream: str,
-        group: str,
-        consumer: str,
-        entry_id: str,
-        fields: Sequence[bytes],
-        *,
-        source: str | None = None,
-        source_id: str | None = None,
-        attempt: int = 1,
-        first_failure: datetime | None = None,
-        last_error: str | None = None,
-        suspect: bool = False,
-    ) -> None:
-        self.stream = stream
-        self.group = group
-        self.consumer = consumer
-        self.entry_id = entry_id
-        self.fields = fields
-        """What the entry holds, names and values in turn, as bytes."""
-        self.source = stream if source is None else source
-        """The stream in whose pending list it is: the shared one, or the group's retry stream."""
-        self.source_id = entry_id if source_id is None else source_id
-        self.attempt = attempt
-        self.first_failure = first_failure
-        self.last_error = last_error
-        self.suspect = suspect
-        """Whether its last consumer died with it in hand: it is started alone, and the start is counted."""
-        self.lost = False
-        """Whether another consumer has taken it over."""
-        self.settled = False
-        """Whether the commit of its unit of work has settled it too."""
-        self._envelope: Envelope | None = None
+    def __post_init__(self) -> None:
+        if not self.source:
+            self.source = self.stream
+        if not self.source_id:
+            self.source_id = self.entry_id
 
     def __repr__(self) -> str:
         return f"<delivery {self.entry_id} of {self.stream} to {self.group}, attempt {self.attempt}>"

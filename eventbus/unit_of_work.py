@@ -23,7 +23,7 @@ import anyio
 
 from eventbus.envelope import JSON, Codec, Envelope
 from eventbus.errors import PublishError, TransactionError, TransportError
-from eventbus.message_store import Carried, MessageStore, Record, SinkholeMessageStore, is_inbox
+from eventbus.message_store import SINKHOLE, MessageStore, Record, is_inbox
 from eventbus.messages import Message
 from eventbus.models import Repository, Seen, moment
 from eventbus.shield import shielded
@@ -31,7 +31,6 @@ from eventbus.transport import Delivery, Publisher
 
 logger = logging.getLogger("eventbus")
 
-_SINKHOLE = SinkholeMessageStore()
 _REPOSITORY: Any = Repository
 """What its models are is not known here, and need not be."""
 _ENDING = 30.0
@@ -69,7 +68,8 @@ class TransactionStatus(enum.Enum):
     closed = "closed"
 
 
-_RUNNING, _COMMITTED, _CLOSED = TransactionStatus.running, TransactionStatus.committed, TransactionStatus.closed
+_RUNNING, _COMMITTED = TransactionStatus.running, TransactionStatus.committed
+_STREAMING, _CLOSED = TransactionStatus.streaming, TransactionStatus.closed
 """A name of the module is found three times as fast as a member of an enum."""
 
 
@@ -86,7 +86,7 @@ class UnitOfWork:
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "_codec", "_committing", "_dependencies", "_emitted", "_ended", "_records", "_unpublished",
+        "__dict__", "__weakref__", "_codec", "_committing", "_dependencies", "_emitted", "_ended", "_outgoing", "_records", "_unpublished",
         "delivery", "handling", "message_store", "session", "status", "transport",
     )  # fmt: skip
 
@@ -99,11 +99,12 @@ class UnitOfWork:
     ) -> None:
         self.session = session
         self.transport = transport
-        self.message_store = _SINKHOLE if message_store is None else message_store
+        self.message_store = SINKHOLE if message_store is None else message_store
         self.status = _CLOSED
         self._codec: Codec = getattr(transport, "codec", JSON)
         self._emitted: list[tuple[int, Message, Mapping[str, str] | None]] = []
         self._records: list[Record] = []
+        self._outgoing: list[Record] = []
         self.handling: Record | None = None
         """What the bus is calling the handlers of, and so the cause of what is raised now."""
         self.delivery: Delivery | None = None
@@ -124,26 +125,27 @@ class UnitOfWork:
                 f"{self!r} is in use: a unit of work is one transaction of one task; make another, or leave this one first"
             )
         self.status = _RUNNING
-        self._ended = None
-        self.handling = self.delivery = None
-        if self._records or self._dependencies:
-            self._records, self._dependencies = [], {}
+        if self._ended is not None or self._records or self._dependencies:  # it was used before
+            self._ended = self.handling = self.delivery = None
+            self._records, self._outgoing, self._dependencies = [], [], {}
 
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        if error is None and self.status is TransactionStatus.streaming:
+        if error is None and self.status is _STREAMING:
+            return
+        if self._ended is not None:
+            self._close()
             return
         try:
-            if self._ended is None:
-                await self._roll_back_quietly(error)
-                if error is None:
-                    raise TransactionError(
-                        f"{type(self).__name__} was left without commit() or rollback(): it was rolled back and nothing was published; "
-                        "end the block with `await uow.commit()`"
-                    )
+            await self._roll_back_quietly(error)
+            if error is None:
+                raise TransactionError(
+                    f"{type(self).__name__} was left without commit() or rollback(): it was rolled back and nothing was published; "
+                    "end the block with `await uow.commit()`"
+                )
         finally:
             self._close()
 
@@ -161,10 +163,11 @@ class UnitOfWork:
         """
         if self.status is not _RUNNING or self._committing:
             self._check_open("commit")
-        self.gather(self.handling)
-        outgoing = [record for record in self._records if record.outgoing] if self._records else []
+        if self._emitted or self.__dict__:
+            self.gather(self.handling)
+        outgoing = self._outgoing
         failure: PublishError | None = None
-        if self.session is None and not outgoing and self.message_store is _SINKHOLE:
+        if self.session is None and not outgoing and self.message_store is SINKHOLE:
             self.status = self._ended = _COMMITTED
         else:
             envelopes = [record.envelope for record in outgoing]
@@ -197,7 +200,7 @@ class UnitOfWork:
         """
         self._check_open("roll back")
         self.status = self._ended = TransactionStatus.rolledback
-        self._emitted, self._records = [], []
+        self._emitted, self._records, self._outgoing = [], [], []
         self._forget()
         try:
             if self.session is not None:
@@ -253,17 +256,25 @@ class UnitOfWork:
         codec = self._codec
         records = [Record(message, cause, None, headers, codec) for _, message, headers in taken]
         self._records += records
+        self._outgoing += [record for record in records if record.outgoing]
 
         return records
 
-    def receive(self, message: Message, cause: Record | None, origin: Carried | None) -> Record:
-        """Take in a message that is to be handled in this transaction: one that was carried here, or that the caller made."""
+    def receive(self, message: Message, origin: Delivery | None) -> list[Record]:
+        """Take in a message that is to be handled: one that came in a delivery, or that the caller made. Before it goes what was raised."""
         if self.status is not _RUNNING or self._committing:
             self._check_open("handle a message in")
+        cause = self.handling
+        queue = [*self.gather(cause)] if self._emitted or self.__dict__ else []
         record = Record(message, cause, origin, None, self._codec)
+        queue.append(record)
         self._records.append(record)
+        if origin is not None:
+            self.delivery = origin
+        elif isinstance(message, Message) and record.outgoing:
+            self._outgoing.append(record)
 
-        return record
+        return queue
 
     async def begin(self, delivery: Delivery) -> bool:
         """This transaction handles a delivery. False if its message store knows that it was handled before; then nothing is to be done."""
@@ -272,7 +283,7 @@ class UnitOfWork:
         self.delivery = delivery
         store = self.message_store
 
-        return await store.claim(delivery) if store is not _SINKHOLE and is_inbox(store) else True
+        return await store.claim(delivery) if store is not SINKHOLE and is_inbox(store) else True
 
     def depend(self, dependency: object) -> None:
         """Tell this object when the transaction ends, by its ``on_after_commit`` or ``on_after_rollback`` if it has them."""
@@ -302,12 +313,12 @@ class UnitOfWork:
         """The part of a commit that may fail without a trace."""
         records = self._records
         try:
-            if self.message_store is not _SINKHOLE:
+            if self.message_store is not SINKHOLE:
                 await self.message_store.add(records)
             if self.session is not None:
                 await self._commit_session(records)
         except BaseException:
-            if self.message_store is not _SINKHOLE:
+            if self.message_store is not SINKHOLE:
                 with anyio.CancelScope(shield=True):
                     await self.message_store.forget(records)
             raise
