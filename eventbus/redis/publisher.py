@@ -9,7 +9,6 @@ import random
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any, Final
 
 from eventbus.envelope import Envelope, to_fields
@@ -151,19 +150,24 @@ class Publisher:
         if opened == self._looked_back:
             return
         for stream, newest in self._newest.items():
-            with suppress(TransportError):
-                info, entry, oldest, before = await self._channel.call(
+            try:
+                replies = await self._channel.call(
                     ("XINFO", "STREAM", stream),
                     ("XRANGE", stream, newest, newest),
                     ("XRANGE", stream, "-", "+", "COUNT", 1),
                     ("XREVRANGE", stream, newest, "-", "COUNT", 1),
                 )
-                if _is_forgotten(newest, info, entry, oldest):
-                    logger.error(
-                        "%s: the server has forgotten what was published last: %s is not there any more, the last before it is %s; it was "
-                        "restarted or replaced without its newest data. Publish again what came after that, it adds nothing twice",
-                        stream, newest, "none" if isinstance(before, Exception) or not before else before[0][0].decode(),
-                    )  # fmt: skip
+            except TransportError:
+                return
+            if any(isinstance(translate(reply, ""), Unavailable) for reply in replies if isinstance(reply, Exception)):
+                return  # it is loading its data, or waits for its master: it is asked again
+            info, entry, oldest, before = replies
+            if _is_forgotten(newest, info, entry, oldest):
+                logger.error(
+                    "%s: the server has forgotten what was published last: %s is not there any more, the last before it is %s; it was "
+                    "restarted or replaced without its newest data. Publish again what came after that, it adds nothing twice",
+                    stream, newest, "none" if isinstance(before, Exception) or not before else before[0][0].decode(),
+                )  # fmt: skip
         self._looked_back = opened
 
 

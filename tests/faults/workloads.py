@@ -328,7 +328,7 @@ async def full_memory(rig: Rig) -> Allowances:
     await rig.join("g", 2, work=0.01, concurrency=4)  # slower than the publishers: something is left to be drained
     plan: Plan = (("reject", 50, 11), ("fail", 100, 13), ("again", 50, 7))
     await rig.publish(2, plan=plan)
-    await rig.until(lambda: len(rig.ledger.group("g").handled) > rig.size.messages // 4, "a part is handled")
+    await rig.until(lambda: len(rig.ledger.acknowledged.tally) > rig.size.messages // 4, "a part is published")
     rig.note_fault("memory full")
     await rig.client.config_set("maxmemory", 1)
     buried = await rig.client.xlen("{steps}:dead:g")

@@ -11,6 +11,7 @@ from eventbus import Event, Metadata, UnitOfWork
 from eventbus.envelope import Envelope, new_id
 from eventbus.errors import Full, PublishError, Refused, TransactionError, Unavailable
 from eventbus.redis import RedisTransport
+from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer
 
@@ -166,6 +167,27 @@ async def test_a_script_that_the_server_forgot_is_sent_again(transport: RedisTra
 
     await transport.publish([envelope()])
     assert 2 == server.client.xlen(S)
+
+
+async def test_what_a_server_forgot_is_asked_for_once_it_can_tell(
+    transport: RedisTransport, proxy: FaultProxy, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that is back and has not loaded its data yet, or is a replica without a master, answers no to everything."""
+    _, newest = await transport.publish([envelope(), envelope()])
+    server.client.xdel(S, newest)
+    server("CONFIG", "SET", "replica-serve-stale-data", "no")
+    server("REPLICAOF", "127.0.0.1", "1")
+    try:
+        proxy.reset()
+        publishing = asyncio.ensure_future(transport.publish([envelope()]))
+        await wait_until(lambda: proxy.commands["xinfo"] > 0, description="the publisher asks")
+    finally:
+        server("REPLICAOF", "NO", "ONE")
+        server("CONFIG", "SET", "replica-serve-stale-data", "yes")
+    await publishing
+
+    [said] = [message for message in caplog.messages if "the server has forgotten what was published last" in message]
+    assert f"{newest} is not there any more" in said
 
 
 async def test_a_cancelled_publisher_does_not_take_others_with_it(
