@@ -12,7 +12,7 @@ import anyio
 from eventbus.subscriber import Statistics, Subscriber
 from eventbus.transport import Backlog, Transport
 
-LOOK_AGAIN = 0.05
+LOOK_AGAIN = 0.02
 """Seconds, at most, between two looks at what is left."""
 
 

@@ -154,11 +154,12 @@ class Memory(Place):
         within = within or self.patience
         until = self.time() + within
         while True:
-            for _ in range(200):
+            for _ in range(20):
                 answer = predicate()
                 if await answer if isawaitable(answer) else answer:
                     return
-                await anyio.lowlevel.checkpoint()
+                for _ in range(10):
+                    await anyio.lowlevel.checkpoint()
             if self.time() > until:
                 raise TimeoutError(f"{description}: not within {within:g} s")
             self.transport.clock.advance(within / 200)
