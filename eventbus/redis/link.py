@@ -106,7 +106,7 @@ class Endpoint:
             "socket_connect_timeout": CONNECT_TIMEOUT,
             "socket_timeout": None,  # one deadline around a batch, see Link.call
         }
-        settings = {"driver_info": _DRIVER} | self._settings | ours
+        settings: dict[str, Any] = {"driver_info": _DRIVER} | self._settings | ours
         for name in ("maint_notifications_pool_handler", "event_dispatcher", "himport_registry"):
             settings.pop(name, None)
         try:
