@@ -14,7 +14,7 @@ from tests.sqlalchemy.conftest import Database
 from tests.sqlalchemy.crash import SCENARIOS
 
 EVERY = {"publish": 3, "rollback": 1, "handle": 4, "send": 10, "restore": 13}
-"""So many points are passed over; ``python -m tests.sqlalchemy crashes`` dies at each."""
+"""So many points are passed over; ``python -m tests.sqlalchemy.crash`` dies at each."""
 
 
 @pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to start")
