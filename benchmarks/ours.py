@@ -66,7 +66,9 @@ def service(count: Count, *, streams: list[str], concurrency: int = 1, seconds: 
 
         @bus.listen
         async def handle(event: OrderPlaced, uow: UnitOfWork) -> None:
-            count()
+            count.handled += 1
+            if count.handled == count.wanted:
+                count.enough.set()
 
     return Subscriber(bus=bus, transport=connect(url()), streams=streams, group=GROUP, concurrency=concurrency)
 

@@ -218,12 +218,7 @@ def too_long(payload: bytes) -> bool:
 
 def is_harmless(payload: bytes) -> bool:
     """Whether a JSON payload is within the limits at first sight: many brackets beside one another are not, and want a closer look."""
-    if len(payload) > MAX_PAYLOAD:
-        return False
-    if _SQUARE not in payload and payload.rfind(_CURLY) < 1:  # a flat object, as most are: half the price of counting
-        return True
-
-    return payload.count(_SQUARE) + payload.count(_CURLY) <= MAX_DEPTH
+    return len(payload) <= MAX_PAYLOAD and payload.count(_SQUARE) + payload.count(_CURLY) <= MAX_DEPTH
 
 
 def too_deep(payload: bytes, content_type: str) -> bool:

@@ -38,6 +38,7 @@ from eventbus.watchdog import Watchdog
 logger = logging.getLogger("eventbus")
 
 _STREAMING = TransactionStatus.streaming
+_SQUARE, _CURLY = ord("["), ord("{")
 
 READ_AHEAD = 200
 """Entries, at most, that wait behind those being handled."""
@@ -241,7 +242,7 @@ class _Run:
         self.decoders: dict[bytes, Callable[[bytes], Message]] = {}
         """For the types that came before, as JSON, and that no upcast changes."""
         self.transport = subscriber.transport
-        self.make = subscriber.unit_of_work or _plain
+        self.make = subscriber.unit_of_work
         self.handle = subscriber.bus.handle
 
     async def serve(self, request: Subscribe, *, task_status: anyio.abc.TaskStatus[None]) -> None:
@@ -407,9 +408,12 @@ class _Run:
                 subscription.ack(delivery)
                 self.ignored += 1
                 return
-            uow = self.make(self.transport)
-            if not isinstance(uow, UnitOfWork) and isawaitable(uow):
-                uow = await uow
+            if self.make is None:
+                uow = UnitOfWork()
+                uow.transport = self.transport  # so, since keyword arguments cost as much as all the rest of it
+            else:
+                made = self.make(self.transport)
+                uow = made if isinstance(made, UnitOfWork) else await made
             async with uow:
                 if uow.message_store is SINKHOLE or await uow.begin(delivery):
                     await self.handle(message, uow, delivery=delivery)
@@ -449,12 +453,17 @@ class _Run:
     def _decode(self, delivery: Delivery) -> Message | None:
         """The message; None for a type that this bus has nothing to do with. `DecodeError` for what should be one and is not."""
         fields = delivery.fields
-        if len(fields) >= 8 and fields[4] == b"type" and fields[6] == b"payload" and fields[0] == b"id":
+        words = len(fields)
+        if words >= 8 and fields[4] == b"type" and fields[6] == b"payload" and fields[0] == b"id":
             type, payload = fields[5], fields[7]
-            if len(fields) > 8 and b"content_type" in fields[8::2]:
+            if words > 8 and b"content_type" in fields[8::2]:
                 content_type = delivery.envelope.headers[CONTENT_TYPE]
             else:
-                if (decoder := self.decoders.get(type)) is not None and is_harmless(payload):
+                decoder = self.decoders.get(type)
+                if decoder is not None and (
+                    len(payload) < 4096 and _SQUARE not in payload and _CURLY not in payload[1:]  # flat and short, as most are
+                    or is_harmless(payload)
+                ):  # fmt: skip
                     try:
                         return decoder(payload)
                     except Exception:
@@ -509,10 +518,6 @@ class _Run:
                     self.buried += settled
                 case Ack():
                     pass  # not for an error
-
-
-def _plain(transport: Transport) -> UnitOfWork:
-    return UnitOfWork(transport=transport)
 
 
 def _title(delivery: Delivery) -> str:

@@ -153,8 +153,9 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     fields: Sequence[bytes]
     """What the entry holds, names and values in turn, as bytes."""
     source: str = ""
-    """The stream in whose pending list it is: the shared one, which is the default, or the group's retry stream."""
+    """For the transport: the stream in whose pending list it is, the shared one or the group's retry stream."""
     source_id: str = ""
+    """Its id there."""
     attempt: int = 1
     first_failure: datetime | None = None
     last_error: str | None = None
@@ -165,12 +166,6 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     settled: bool = False
     """Whether the commit of its unit of work has settled it too."""
     _envelope: Envelope | None = None
-
-    def __post_init__(self) -> None:
-        if not self.source:
-            self.source = self.stream
-        if not self.source_id:
-            self.source_id = self.entry_id
 
     def __repr__(self) -> str:
         return f"<delivery {self.entry_id} of {self.stream} to {self.group}, attempt {self.attempt}>"

@@ -86,7 +86,7 @@ class UnitOfWork:
     """
 
     __slots__ = (
-        "__dict__", "__weakref__", "_codec", "_committing", "_dependencies", "_emitted", "_ended", "_outgoing", "_records", "_unpublished",
+        "__dict__", "__weakref__", "_committing", "_dependencies", "_emitted", "_ended", "_outgoing", "_records", "_unpublished",
         "delivery", "handling", "message_store", "session", "status", "transport",
     )  # fmt: skip
 
@@ -101,7 +101,6 @@ class UnitOfWork:
         self.transport = transport
         self.message_store = SINKHOLE if message_store is None else message_store
         self.status = _CLOSED
-        self._codec: Codec = getattr(transport, "codec", JSON)
         self._emitted: list[tuple[int, Message, Mapping[str, str] | None]] = []
         self._records: list[Record] = []
         self._outgoing: list[Record] = []
@@ -253,7 +252,7 @@ class UnitOfWork:
             return ()
         if len(taken) > 1:
             taken.sort(key=_moment_of)
-        codec = self._codec
+        codec: Codec = getattr(self.transport, "codec", JSON)
         records = [Record(message, cause, None, headers, codec) for _, message, headers in taken]
         self._records += records
         self._outgoing += [record for record in records if record.outgoing]
@@ -266,13 +265,15 @@ class UnitOfWork:
             self._check_open("handle a message in")
         cause = self.handling
         queue = [*self.gather(cause)] if self._emitted or self.__dict__ else []
-        record = Record(message, cause, origin, None, self._codec)
-        queue.append(record)
-        self._records.append(record)
         if origin is not None:
             self.delivery = origin
-        elif isinstance(message, Message) and record.outgoing:
-            self._outgoing.append(record)
+            record = Record(message, cause, origin)
+        else:
+            record = Record(message, cause, None, None, getattr(self.transport, "codec", JSON))
+            if isinstance(message, Message) and record.outgoing:
+                self._outgoing.append(record)
+        queue.append(record)
+        self._records.append(record)
 
         return queue
 

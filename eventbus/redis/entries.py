@@ -18,7 +18,7 @@ def delivery_of(keys: Keys, consumer: str, source: str, id: bytes, fields: Seque
     """The delivery in an entry of the stream or of the group's retry stream."""
     source_id = id.decode()
     if source == keys.stream:
-        return Delivery(keys.stream, keys.group, consumer, source_id, fields, suspect=suspect)
+        return Delivery(keys.stream, keys.group, consumer, source_id, fields, source, source_id, suspect=suspect)
     original: list[bytes] = []
     story: dict[bytes, str] = {}
     for name, value in zip(fields[::2], fields[1::2], strict=True):

@@ -356,9 +356,14 @@ class RedisSubscription:
         held, consumer = self._held, self.consumer
         for source, entries in _streams(reply).items():
             keys = self._sources[source]
+            stream, group, shared = keys.stream, keys.group, source == keys.stream
             for id, fields in entries:
                 if fields:
-                    delivery = delivery_of(keys, consumer, source, id, fields)
+                    if shared:  # as `delivery_of` would make it
+                        text = id.decode()
+                        delivery = Delivery(stream, group, consumer, text, fields, stream, text)
+                    else:
+                        delivery = delivery_of(keys, consumer, source, id, fields)
                     held[source, delivery.source_id] = delivery
                     found.append(delivery)
 
