@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, Final, cast
 
 import anyio
@@ -28,13 +30,13 @@ from eventbus.redis.gate import Gate
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import REPLY_TIMEOUT, Channel, Endpoint, Link, checked, field_of, group_is_gone
 from eventbus.redis.retention import Retention, prune, trim
-from eventbus.redis.scripts import ACK, BEGIN, BURY, DUE, JOIN, REAP, RELEASE, RENEW, RETRY, SWEEP
+from eventbus.redis.scripts import ACK, BEGIN, BURY, DUE, GLANCE, JOIN, REAP, RELEASE, RENEW, RETRY, SWEEP
 from eventbus.transport import Delivery, Subscribe, new_consumer, start_position
 
 logger = logging.getLogger("eventbus.redis")
 
-BLOCK: Final = 2.0
-"""Seconds that a read waits for entries."""
+BLOCK: Final = 6.0
+"""Seconds that a read waits for entries, at the most: until the next sweep."""
 SWEEP_EVERY: Final = 5.0
 """Seconds between two sweeps, give or take a fifth."""
 ACK_WITHIN: Final = 0.01
@@ -63,6 +65,7 @@ class RedisSubscription:
         self._keys = [Keys(stream, request.group) for stream in request.streams]
         self._sources = {source: keys for keys in self._keys for source in (keys.stream, keys.retry)}
         self._turns = deque(self._sources)
+        self._generous: list[str] = []
         self._reader = Link(endpoint)
         self._reader_id: int | None = None
         self._plan = ""
@@ -83,7 +86,9 @@ class RedisSubscription:
         self._cursors: dict[str, str] = dict.fromkeys(self._sources, "0-0")
         self._answered = time.monotonic()
         self._sweep_at = 0.0
-        self._due_at: dict[str, float] = {keys.stream: 0.0 for keys in self._keys}
+        self._to_sweep: deque[str] = deque()
+        """Sources where something is pending that this sweep has not looked at."""
+        self._due_at: dict[str, float] = {keys.stream: math.inf for keys in self._keys}
         self._tidy_at = time.monotonic() + TIDY_EVERY * random.random()
         self._audited: dict[str, int] = {}
         self._beat = asyncio.Event()
@@ -162,8 +167,10 @@ class RedisSubscription:
             await self._reader.open()
             self._meet(await self._reader.run(("HELLO",)))
         now = time.monotonic()
+        if now >= self._sweep_at and not self._to_sweep:
+            await self._glance(now)
         await self._move_due(now)
-        if now >= self._sweep_at and (found := await self._sweep(limit, now)):
+        if self._to_sweep and (found := await self._sweep(limit)):
             return found
         if self._own and (found := await self._read_own(limit)):
             return found
@@ -186,14 +193,11 @@ class RedisSubscription:
         COUNT holds per stream, so a limit is divided: while there is much to read, most of it goes to the streams and the rest to the
         retry streams, without waiting. Only when all are empty does one read wait on all of them.
         """
-        streams, retries = [keys.stream for keys in self._keys], [keys.retry for keys in self._keys]
-        if limit < len(self._sources):
-            for _ in self._sources:  # each in its turn, so that none goes short
-                self._turns.rotate(-1)
-                reply = await self._reader.run(self._xreadgroup(limit, None, self._turns[-1]))
-                if found := self._deliveries(reply):
-                    return found
+        if self._busy and limit < len(self._sources):
+            if found := await self._read_some(limit):
+                return found
         elif self._busy:
+            streams, retries = [keys.stream for keys in self._keys], [keys.retry for keys in self._keys]
             share = max(1, limit // (8 * len(retries)))
             rest = max(1, (limit - share * len(retries)) // len(streams))
             found = await self._ask(
@@ -219,6 +223,25 @@ class RedisSubscription:
         self._ready.extend(found[limit:])
 
         return found[:limit]
+
+    async def _read_some(self, limit: int) -> list[Delivery]:
+        """What is new, without waiting, where there are more streams than are wanted deliveries.
+
+        Each gives one in its turn, so that none goes short; most come from those few that gave something the last time.
+        """
+        share = max(1, limit // 4)
+        for _ in range(0, len(self._sources), share):
+            some = list(islice(self._turns, share))
+            self._turns.rotate(-share)
+            reads = [self._xreadgroup(1, None, *some)]
+            generous = [source for source in self._generous if source not in some][: min(8, limit - share)]
+            if generous:
+                reads.append(self._xreadgroup((limit - share) // len(generous), None, *generous))
+            if found := await self._ask(reads, REPLY_TIMEOUT):
+                self._generous = list(dict.fromkeys(delivery.source for delivery in found))
+                return found
+
+        return []
 
     async def _ask(self, reads: list[tuple[Any, ...]], timeout: float) -> list[Delivery]:
         """Acks and reads in one write; what the reads brought."""
@@ -259,6 +282,7 @@ class RedisSubscription:
         now = time.monotonic()
         if now - self._answered > self._request.lease / 3:
             self._sweep_at = max(self._sweep_at, now + self._request.lease / 2)
+            self._to_sweep.clear()
         self._beat.set()
 
     async def _read_own(self, limit: int) -> list[Delivery]:
@@ -288,10 +312,24 @@ class RedisSubscription:
 
         return []
 
-    async def _sweep(self, limit: int, now: float) -> list[Delivery]:
+    async def _glance(self, now: float) -> None:
+        """Begin a sweep: see where anything is pending or delayed. Where nothing is, that was it."""
+        replies = await self._reader.call(
+            *(GLANCE.call(keys.stream, keys.retry, keys.delayed, keys.state, args=(self._request.group,)) for keys in self._keys)
+        )
+        for keys, reply in zip(self._keys, replies, strict=True):
+            pending, again, delayed = checked(reply, self._endpoint)
+            self._to_sweep += [source for source, n in ((keys.stream, pending), (keys.retry, again)) if n]
+            if delayed:
+                self._due_at[keys.stream] = now
+        self._sweep_at = now + min(SWEEP_EVERY, max(0.05, self._request.lease / 2)) * random.uniform(0.8, 1.2)
+
+    async def _sweep(self, limit: int) -> list[Delivery]:
         """What other consumers left longer than a lease ago."""
         lease = int(self._request.lease * 1000)
-        for source, keys in self._sources.items():
+        while self._to_sweep:
+            source = self._to_sweep[0]
+            keys = self._sources[source]
             while True:
                 page = await self._reader.run(
                     SWEEP.call(
@@ -318,7 +356,7 @@ class RedisSubscription:
                     return found  # and go on from the cursor at once
                 if self._cursors[source] == "0-0":
                     break
-        self._sweep_at = now + min(SWEEP_EVERY, max(0.05, self._request.lease / 2)) * random.uniform(0.8, 1.2)
+            self._to_sweep.popleft()
 
         return []
 
@@ -326,15 +364,14 @@ class RedisSubscription:
         for keys in self._keys:
             if now < self._due_at[keys.stream]:
                 continue
-            self._due_at[keys.stream] = (
-                now + SWEEP_EVERY
-            )  # earlier again if a retry is asked for meanwhile, which the script may not see
+            self._due_at[keys.stream] = math.inf  # earlier again if a retry is asked for meanwhile, which the script may not see
             try:
                 moved, due, unreadable = await self._reader.run(
                     DUE.call(keys.delayed, keys.delayed_entries, keys.retry, keys.state, args=(100,))
                 )
             except Full as exc:
                 logger.warning("%s: what is due waits, and what is there is read: %s", self._gate.title, exc)
+                self._due_at[keys.stream] = min(self._due_at[keys.stream], now + SWEEP_EVERY)
                 continue
             except BaseException:
                 self._due_at[keys.stream] = now

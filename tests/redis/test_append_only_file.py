@@ -163,6 +163,12 @@ def sweep(server: Server) -> Call:
 
 
 @case
+def glance(server: Server) -> Call:
+    server.run(ACK, S, KEYS.state, args=("g", "settled", *server.held("a")))
+    return call("glance", S, KEYS.retry, KEYS.delayed, KEYS.state, args=("g",))
+
+
+@case
 def reap(server: Server) -> Call:
     server.held("a")
     for name in ("one", "two"):

@@ -14,6 +14,7 @@ from eventbus.redis.scripts import (
     BURY,
     COUNT,
     DUE,
+    GLANCE,
     JOIN,
     PRUNE,
     PUBLISH,
@@ -333,6 +334,32 @@ def test_sweep_finds_one_stale_entry_behind_a_thousand_fresh_ones(server: Any) -
         if cursor == b"0-0":
             break
     assert [ids[-1]] == [id for id, _, _ in found]
+
+
+def test_few_that_are_wanted_are_soon_looked_for(server: Any) -> None:
+    """A sweep for one delivery looks at as many entries in a step as a sweep for a hundred."""
+    ids = held(server, *(str(n) for n in range(900)))
+    server.idle(ids[-1])
+
+    _, found, _, _ = sweep(server, 60_000, count=1)
+    assert [ids[-1]] == [id for id, _, _ in found]
+
+
+def test_a_glance_says_what_there_is_to_sweep_and_to_move(server: Any) -> None:
+    """And where nothing is pending it notes the checkpoint, as a sweep would."""
+
+    def glance() -> Any:
+        return server.run(GLANCE, S, KEYS.retry, KEYS.delayed, KEYS.state, args=("g",))
+
+    a, b = held(server, "a", "b")
+    assert [2, 0, 0] == glance()
+    assert b"0" == server.client.hget(KEYS.state, "checkpoint")
+
+    args = ("g", "me", a, "settled", 60_000, b"2:id1:a")
+    server.run(RETRY, S, KEYS.delayed, KEYS.delayed_entries, KEYS.state, args=args)
+    server.run(ACK, S, KEYS.state, args=("g", "settled", b))
+    assert [0, 0, 1] == glance()
+    assert b == server.client.hget(KEYS.state, "checkpoint")
 
 
 def test_released_entries_are_claimed_at_once_and_are_no_suspects(server: Any) -> None:

@@ -80,13 +80,15 @@ async def live(redis_server: LiveServer, server: Any) -> AsyncIterator[RedisTran
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["request lost", "reply lost"])
-@pytest.mark.parametrize("command", ["xreadgroup", "ack", "retry", "due", "bury", "sweep", "join", "client"])
+@pytest.mark.parametrize("command", ["xreadgroup", "ack", "retry", "due", "bury", "glance", "sweep", "join", "client"])
 async def test_every_command_may_be_cut(
     live: RedisTransport, proxy: FaultProxy, redis_server: LiveServer, command: str, after: bool
 ) -> None:
     """Whatever the line loses, before the server hears it or after: everything is handled, and nothing is buried twice."""
     club = Club(live)
     await club.publish(20)
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as leaving:
+        await leaving.receive(1)  # and gives it back, for a sweep to find
     async with RedisTransport(proxy.url, stream=S) as through:
         consumer = Club(through)
         proxy.cut(command, after=after, times=2)

@@ -24,9 +24,16 @@ if seen > now + 1000 and summary[1] > 0 then
 end
 local found, vanished, cursor = {}, {}, '0-0'
 if summary[1] > 0 then
-  local page = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], ARGV[4], 'COUNT', ARGV[5], 'JUSTID')
-  cursor, vanished = page[1], page[3] or {}
-  for _, id in ipairs(page[2]) do
+  local claimed, wanted, looked = {}, tonumber(ARGV[5]), 0
+  cursor = ARGV[4]
+  repeat -- the server looks at ten entries for each that is wanted: few are soon looked at
+    local count = wanted - #claimed
+    local page = redis.call('XAUTOCLAIM', KEYS[1], ARGV[1], ARGV[2], ARGV[3], cursor, 'COUNT', count, 'JUSTID')
+    cursor, looked = page[1], looked + 10 * count
+    for _, id in ipairs(page[2]) do claimed[#claimed + 1] = id end
+    for _, id in ipairs(page[3] or {}) do vanished[#vanished + 1] = id end
+  until cursor == '0-0' or #claimed >= wanted or looked >= 1000
+  for _, id in ipairs(claimed) do
     local entry = redis.call('XRANGE', KEYS[1], id, id)[1]
     if entry then
       local count = redis.call('XPENDING', KEYS[1], ARGV[1], id, id, 1)[1][4]
@@ -41,24 +48,8 @@ end
 if #vanished > 0 then redis.call('HINCRBY', KEYS[2], 'vanished', #vanished) end
 -- The rest is only noted for later, and must not stop the sweep of a server that is full.
 if ARGV[6] == '1' then
-  local checkpoint
-  if summary[1] > 0 then
-    local ms, n = string.match(summary[2], '^(%d+)-(%d+)$')
-    if #n > 15 then
-      checkpoint = ms .. '-0' -- a double cannot count that far; earlier is safe
-    elseif n ~= '0' then
-      checkpoint = ms .. '-' .. string.format('%.0f', tonumber(n) - 1)
-    elseif ms ~= '0' then
-      checkpoint = string.format('%.0f', tonumber(ms) - 1) .. '-18446744073709551615'
-    end
-  else
-    for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-      local g = {}
-      for i = 1, #flat, 2 do g[flat[i]] = flat[i + 1] end
-      if g.name == ARGV[1] then checkpoint = g['last-delivered-id'] end
-    end
-  end
-  if checkpoint then redis.pcall('HSET', KEYS[2], 'checkpoint', checkpoint) end
+  local id = checkpoint(KEYS[1], ARGV[1], summary)
+  if id then redis.pcall('HSET', KEYS[2], 'checkpoint', id) end
 end
 redis.pcall('HSET', KEYS[2], clock, now)
 return {cursor, found, vanished, back}
