@@ -45,8 +45,6 @@ TIDY_EVERY: Final = 60.0
 """Seconds between two rounds of the janitor: dead consumers, old entries, dead letters, audit."""
 DEAD_AFTER: Final = 600.0
 """Seconds of silence after which a consumer that holds nothing is removed."""
-NOBODY_IS_IDLE_FOR: Final = 10**15
-"""Milliseconds."""
 LEAVE_WITHIN: Final = 5.0
 """Seconds for the last words to the server when we leave."""
 
@@ -314,15 +312,18 @@ class RedisSubscription:
 
     async def _glance(self, now: float) -> None:
         """Begin a sweep: see where anything is pending or delayed. Where nothing is, that was it."""
-        replies = await self._reader.call(
-            *(GLANCE.call(keys.stream, keys.retry, keys.delayed, keys.state, args=(self._request.group,)) for keys in self._keys)
-        )
+        replies = await self._reader.call(*self._glances())
         for keys, reply in zip(self._keys, replies, strict=True):
             pending, again, delayed = checked(reply, self._endpoint)
             self._to_sweep += [source for source, n in ((keys.stream, pending), (keys.retry, again)) if n]
             if delayed:
                 self._due_at[keys.stream] = now
         self._sweep_at = now + min(SWEEP_EVERY, max(0.05, self._request.lease / 2)) * random.uniform(0.8, 1.2)
+
+    def _glances(self) -> list[tuple[Any, ...]]:
+        args = (self._request.group,)
+
+        return [GLANCE.call(keys.stream, keys.retry, keys.delayed, keys.state, args=args) for keys in self._keys]
 
     async def _sweep(self, limit: int) -> list[Delivery]:
         """What other consumers left longer than a lease ago."""
@@ -654,10 +655,12 @@ class RedisSubscription:
 
     async def _make_groups(self, *, healing: bool) -> None:
         start = start_position(self._request.start)
-        for keys in self._keys:
-            made = await self._control.run(
-                JOIN.call(keys.stream, keys.retry, keys.state, keys.added, args=(self._request.group, start, int(healing)))
-            )
+        args = (self._request.group, start, int(healing))
+        replies = await self._control.call(
+            *(JOIN.call(keys.stream, keys.retry, keys.state, keys.added, args=args) for keys in self._keys)
+        )
+        for keys, reply in zip(self._keys, replies, strict=True):
+            made = checked(reply, self._endpoint)
             if made and (healing or made != b"start"):
                 logger.error(
                     "%s: the group was gone from %s and begins again at %s; what the server lost with it is lost",
@@ -717,11 +720,12 @@ class RedisSubscription:
                 logger.warning("%s: leaving with something unsettled, which will be delivered again: %s", self._gate.title, exc)
             await self.release(list(self._held.values()))
             try:
-                for keys in self._keys:  # a sweep that claims nothing, for its checkpoint
-                    args = (self._request.group, self.consumer, NOBODY_IS_IDLE_FOR, "0-0", 1, 1)
-                    await self._control.run(SWEEP.call(keys.stream, keys.state, args=args))
-                for source in self._sources:
-                    await self._control.run(REAP.call(source, args=(self._request.group, 0, "", self.consumer)))
+                replies = await self._control.call(
+                    *self._glances(),  # for the checkpoint
+                    *(REAP.call(source, args=(self._request.group, 0, "", self.consumer)) for source in self._sources),
+                )
+                for reply in replies:
+                    checked(reply, self._endpoint)
             except TransportError as exc:
                 logger.info("%s: could not remove our consumer, others will: %s", self._gate.title, exc)
 

@@ -346,14 +346,14 @@ def test_few_that_are_wanted_are_soon_looked_for(server: Any) -> None:
 
 
 def test_a_glance_says_what_there_is_to_sweep_and_to_move(server: Any) -> None:
-    """And where nothing is pending it notes the checkpoint, as a sweep would."""
+    """And notes the checkpoint, as a sweep would."""
 
     def glance() -> Any:
         return server.run(GLANCE, S, KEYS.retry, KEYS.delayed, KEYS.state, args=("g",))
 
     a, b = held(server, "a", "b")
     assert [2, 0, 0] == glance()
-    assert b"0" == server.client.hget(KEYS.state, "checkpoint")
+    assert int(a.split(b"-")[0]) - 1 <= int(server.client.hget(KEYS.state, "checkpoint").split(b"-")[0])
 
     args = ("g", "me", a, "settled", 60_000, b"2:id1:a")
     server.run(RETRY, S, KEYS.delayed, KEYS.delayed_entries, KEYS.state, args=args)

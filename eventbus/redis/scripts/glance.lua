@@ -1,5 +1,5 @@
 -- glance: whether there is anything to sweep or to move, so that a group with nothing in hand costs one command.
--- Promises: where nothing is pending it notes what `sweep` would: the checkpoint, and the time. Works when memory is full.
+-- Promises: notes the checkpoint and, where there is nothing to sweep, the time, as `sweep` would. Works when memory is full.
 -- KEYS     stream, retry stream, delayed, group hash
 -- ARGV     group
 -- Replies  how many are pending in the stream, in the retry stream, and delayed
@@ -9,12 +9,10 @@ local counts = {}
 for i = 1, 2 do
   local pending = redis.call('XPENDING', KEYS[i], ARGV[1])
   counts[i] = pending[1]
-  if pending[1] == 0 then
-    if i == 1 then
-      local id = checkpoint(KEYS[1], ARGV[1], pending)
-      if id then redis.pcall('HSET', KEYS[4], 'checkpoint', id) end
-    end
-    redis.pcall('HSET', KEYS[4], 'clock ' .. KEYS[i], now)
+  if pending[1] == 0 then redis.pcall('HSET', KEYS[4], 'clock ' .. KEYS[i], now) end
+  if i == 1 then
+    local id = checkpoint(KEYS[1], ARGV[1], pending)
+    if id then redis.pcall('HSET', KEYS[4], 'checkpoint', id) end
   end
 end
 counts[3] = redis.call('ZCARD', KEYS[3])
