@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import math
+import sys
 from contextlib import AbstractContextManager
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import anyio
+
+if TYPE_CHECKING:
+    import asyncio
 
 
 def shielded(seconds: float) -> AbstractContextManager[anyio.CancelScope]:
@@ -16,8 +20,10 @@ def shielded(seconds: float) -> AbstractContextManager[anyio.CancelScope]:
     Under asyncio one timer serves all of them: a timer for each costs as much as the rest of a commit.
     """
     try:
-        loop = asyncio.get_running_loop()
-    except RuntimeError:  # trio, where a deadline is cheap
+        loop = sys.modules[
+            "asyncio"
+        ].get_running_loop()  # whoever runs a loop of it has imported it, and nobody else waits for that
+    except (KeyError, RuntimeError):  # trio, where a deadline is cheap
         return anyio.CancelScope(deadline=anyio.current_time() + seconds, shield=True)
     global _watch  # noqa: PLW0603 - the one of the last event loop: there is seldom another
     watch = _watch

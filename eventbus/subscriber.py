@@ -307,9 +307,9 @@ class _Run:
         finished, since = 0, anyio.current_time()
         while not self.stopping.is_set():
             elapsed = anyio.current_time() - since
-            if elapsed >= READ_AHEAD_SECONDS / 10:
-                done = self.handled + self.duplicates + self.retried + self.buried + self.ignored
-                startable = (done - finished) / elapsed * READ_AHEAD_SECONDS
+            done = self.handled + self.duplicates + self.retried + self.buried + self.ignored
+            if elapsed >= READ_AHEAD_SECONDS / 10 or done - finished >= 16:
+                startable = (done - finished) / max(elapsed, 1e-6) * READ_AHEAD_SECONDS
                 ahead = int(min(READ_AHEAD, READ_AHEAD_BYTES / size, (ahead + startable) / 2 + 1))
                 finished, since = done, anyio.current_time()
             room = concurrency + ahead - self.in_hand

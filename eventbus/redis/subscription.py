@@ -227,16 +227,19 @@ class RedisSubscription:
 
         Each gives one in its turn, so that none goes short; most come from those few that gave something the last time.
         """
-        share = max(1, limit // 4)
-        for _ in range(0, len(self._sources), share):
+        asked = 0
+        while asked < len(self._sources):
+            share = max(1, limit // 8) if self._generous else limit
             some = list(islice(self._turns, share))
             self._turns.rotate(-share)
+            asked += share
             reads = [self._xreadgroup(1, None, *some)]
-            generous = [source for source in self._generous if source not in some][: min(8, limit - share)]
+            generous = [source for source in self._generous if source not in some][: min(4, limit - share)]
             if generous:
                 reads.append(self._xreadgroup((limit - share) // len(generous), None, *generous))
-            if found := await self._ask(reads, REPLY_TIMEOUT):
-                self._generous = list(dict.fromkeys(delivery.source for delivery in found))
+            found = await self._ask(reads, REPLY_TIMEOUT)
+            self._generous = list(dict.fromkeys(delivery.source for delivery in found))
+            if found:
                 return found
 
         return []

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import anyio
 import pytest
+from msgspec.structs import replace
 
 from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Retry, Subscriber, UnitOfWork
+from eventbus.envelope import seal
 from eventbus.redis import RedisTransport
 from eventbus.redis.scripts import DUE
 from eventbus.testing import wait_until
@@ -116,6 +119,23 @@ async def test_a_read_that_was_under_way_when_the_line_was_cut_is_not_stranded(l
                 await club.finished()
 
     assert {n for n in range(100) if n % 10 != 7} == set(consumer.handled)
+
+
+async def test_a_stream_with_little_is_not_kept_waiting_by_one_with_much(live: RedisTransport) -> None:
+    """Also where there are more streams than deliveries are wanted: each has its turn."""
+    small = [f"{S}-{n}" for n in range(30)]
+    await live.publish([seal(BookRegistered(n)) for n in range(2000)])
+    await live.publish([replace(seal(BookRegistered(0)), stream=stream) for stream in small])
+
+    seen: Counter[str] = Counter()
+    async with live.subscribe(Subscribe(streams=[S, *small], group="g")) as subscription:
+        while len(seen) <= len(small):
+            for delivery in await subscription.receive(10):
+                seen[delivery.stream] += 1
+                subscription.ack(delivery)
+
+    assert dict.fromkeys(small, 1).items() <= seen.items()
+    assert seen[S] <= 10 * 2 * 31  # in as many reads as there are sources
 
 
 async def test_stop_ends_a_waiting_read_at_once(live: RedisTransport) -> None:
