@@ -17,7 +17,6 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from inspect import isawaitable
 from itertools import chain
 
 import anyio
@@ -461,7 +460,7 @@ class _Run:
             else:
                 decoder = self.decoders.get(type)
                 if decoder is not None and (
-                    len(payload) < 4096 and _SQUARE not in payload and _CURLY not in payload[1:]  # flat and short, as most are
+                    (len(payload) < 4096 and _SQUARE not in payload and _CURLY not in payload[1:])  # flat and short, as most are
                     or is_harmless(payload)
                 ):  # fmt: skip
                     try:
