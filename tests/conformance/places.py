@@ -9,7 +9,7 @@ import asyncio
 import multiprocessing
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from inspect import isawaitable
 from pathlib import Path
@@ -19,6 +19,7 @@ import anyio
 import anyio.abc
 import anyio.lowlevel
 import fakeredis
+import hiredis
 import msgspec
 import redis
 import redis.asyncio
@@ -346,7 +347,7 @@ class FakeConnectionOnLine(FakeConnection):
             socket.put_response(redis.ConnectionError("the line was cut"))
 
     async def send_packed_command(self, command: Any, check_health: bool = True) -> None:
-        for part in [command] if isinstance(command, bytes) else list(command):
+        for part in _commands(command if isinstance(command, bytes) else b"".join(command)):
             name = _name(part)
             self._line.commands[name] += 1
             await self._line.passing.wait()
@@ -367,6 +368,14 @@ class FakeConnectionOnLine(FakeConnection):
     def _check(self) -> None:
         if self._lost or self._line.refusing:
             raise redis.ConnectionError("the line was cut")
+
+
+def _commands(packed: bytes) -> Iterator[bytes]:
+    """Each of them as it goes over the wire."""
+    reader: Any = hiredis.Reader(notEnoughData=False)
+    reader.feed(packed)
+    while (words := reader.gets()) is not False:
+        yield vars(hiredis)["pack_command"](tuple(words))
 
 
 def _name(command: bytes) -> str:

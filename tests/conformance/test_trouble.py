@@ -86,7 +86,22 @@ def place_length(url: str) -> int:
         return int(client.xlen(STREAM))
 
 
-CUT = ["hello", "publish", "join", "client", "due", "sweep", "xreadgroup", "ack", "retry", "bury", "renew", "release", "reap"]
+CUT = [
+    "hello",
+    "publish",
+    "join",
+    "client",
+    "due",
+    "glance",
+    "sweep",
+    "xreadgroup",
+    "ack",
+    "retry",
+    "bury",
+    "renew",
+    "release",
+    "reap",
+]
 
 
 @in_this_process
@@ -104,6 +119,8 @@ async def test_077_the_line_may_be_cut_at_every_command(place: Place) -> None:
                 raise Reject("never")
             if event.number == 19 and command == "renew":
                 await place.pass_time(place.lease)
+            if event.number == 19 and command == "sweep":  # where nothing is in hand, nothing is swept
+                await place.wait_until(lambda: line.pending_cuts == 0, description=f"{stream}: a sweep was cut")
             if event.number == 19 and command == "release" and not run_is_over:
                 await anyio.sleep_forever()
 
