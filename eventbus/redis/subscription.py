@@ -257,6 +257,9 @@ class RedisSubscription:
     ) -> list[Any]:
         """All acks that wait, then these commands, in one write; the replies to these."""
         batch = self._acks.take()
+        if self._flush_timer is not None:
+            self._flush_timer.cancel()
+            self._flush_timer = None
         acks = batch.commands if batch is not None else []
         try:
             replies = await server.call(*acks, *commands, timeout=timeout)
@@ -423,7 +426,7 @@ class RedisSubscription:
             return
         self._acks.add(delivery)
         if self._flush_timer is None and self._flushing is None:
-            within = ACK_WITHIN if self._held else 0
+            within = ACK_WITHIN if self._held else ACK_WITHIN / 10  # not at once: the next read may be about to go out
             self._flush_timer = asyncio.get_running_loop().call_later(within, self._flush_soon)
 
     def settled(self, delivery: Delivery, /) -> None:
