@@ -41,19 +41,26 @@ class Wire(asyncio.Protocol):
         """Take over a connection that is open and idle; None for one without a transport of asyncio's, as in fakeredis."""
         # redis-py and asyncio do not show these; the one is pinned below its next major version, and what is not there is not used.
         transport = getattr(getattr(connection, "_writer", None), "transport", None)
-        early = getattr(getattr(connection, "_reader", None), "_buffer", None)
-        if not isinstance(transport, asyncio.Transport) or not isinstance(early, bytearray):
+        reader = getattr(connection, "_reader", None)
+        early = getattr(reader, "_buffer", None)
+        if (
+            not isinstance(reader, asyncio.StreamReader)
+            or not isinstance(transport, asyncio.Transport)
+            or not isinstance(early, bytearray)
+        ):
             return None
         wire = cls(transport, asyncio.get_running_loop(), bytes(early))
         transport.set_protocol(wire)
         transport.resume_reading()
+        if transport.is_closing() or reader.at_eof():  # the protocol before was told, and we will not be
+            wire.connection_lost(None)
 
         return wire
 
     async def ask(self, data: bytes, replies: int, timeout: float) -> list[Any]:
         """Write the data; so many replies, a server's error as an exception in its place.
 
-        `TimeoutError` when they are not there within the time, `OSError` when the connection is lost.
+        `TimeoutError` when they are not there within the time, `OSError` when the connection is lost, or what comes makes no sense.
         """
         if self._lost is not None:
             raise self._lost
@@ -71,9 +78,11 @@ class Wire(asyncio.Protocol):
             self._answer = None
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
+        """Ask no more: a call that is under way ends with `OSError`, whatever has not been sent yet is not sent."""
+        self._stop_timer()
+        if self._answer is not None:
+            self._fail(ConnectionAbortedError("it was closed"))
+            self._transport.abort()
 
     # ------------------------------------------------------------------------------------------- what the transport calls
 
@@ -85,23 +94,39 @@ class Wire(asyncio.Protocol):
                 if not isinstance(reply, hiredis.PushNotification):
                     replies.append(reply)
         except hiredis.HiredisError as exc:
-            self._fail(redis.exceptions.InvalidResponse(str(exc)))
-            self._transport.abort()
-        if len(replies) == self._wanted and self._answer is not None and not self._answer.done():
+            self._garbled(str(exc))
+            return
+        if len(replies) < self._wanted:
+            return
+        if len(replies) > self._wanted:
+            self._garbled("an answer that nobody asked for")
+        elif self._answer is not None and not self._answer.done():
+            self._replies, self._wanted = [], 0
             self._answer.set_result(replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._fail(exc or ConnectionResetError("it was closed by the server"))
 
+    def _garbled(self, why: str) -> None:
+        """From here on nobody knows which reply belongs to which command."""
+        self._fail(ConnectionAbortedError(why))
+        self._transport.abort()
+
     def _fail(self, error: Exception) -> None:
-        self._lost = error
+        if self._lost is None:
+            self._lost = error
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(error)
 
     # --------------------------------------------------------------------------------------------------------------- time
 
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
     def _set_timer(self) -> None:
-        self.close()
+        self._stop_timer()
         self._timer = self._loop.call_at(self._deadline, self._look_at_the_time)
 
     def _look_at_the_time(self) -> None:
