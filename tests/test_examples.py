@@ -61,11 +61,45 @@ def test_the_services_of_the_reading_club_are_processes() -> None:
                 assert re.search(r"stopped; 1 handled, 0 retried, 0 buried", process.output)
 
 
+@needs_server
+def test_the_desk_registers_in_a_database_and_a_relay_sends_what_was_left(tmp_path: Path) -> None:
+    """One book while the server answers, one while nothing does: both are told of, and a book is registered once."""
+    database = f"sqlite+aiosqlite:///{tmp_path / 'club.db'}"
+    with EmbeddedServer() as server:
+        there = environment(EVENTBUS_URL=server.url, READING_CLUB_DATABASE=database)
+        away = environment(EVENTBUS_URL=f"unix://{tmp_path / 'nobody'}", READING_CLUB_DATABASE=database)
+        eventbus = [sys.executable, "-m", "eventbus"]
+
+        def desk(title: str, variables: dict[str, str]) -> subprocess.CompletedProcess[str]:
+            command = [sys.executable, "-m", "examples.reading_club.desk", f"isbn of {title}", title, "Frank Herbert"]
+
+            return subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=30, check=False)
+
+        assert "registered 'Dune'\n" == desk("Dune", there).stdout
+        again = desk("Dune", there)
+        assert (1, "'Dune' (isbn of Dune) is registered already\n") == (again.returncode, again.stderr)
+        assert "registered 'Dune Messiah'\n" == desk("Dune Messiah", away).stdout
+
+        with Process([*eventbus, "run", "examples.reading_club.catalog:catalog"], ROOT, there) as catalog:
+            assert "catalog: Frank Herbert: Dune" == catalog.line("catalog: ")
+            drain = [*eventbus, "relay", "examples.reading_club.desk:relay", "--drain"]
+            drained = subprocess.run(drain, cwd=ROOT, env=there, capture_output=True, text=True, timeout=30, check=True)
+
+            # A server that it sees for the first time may have lost Dune, which is sent again, and not added twice.
+            assert "sent 2\n" == drained.stdout
+            assert "catalog: Frank Herbert: Dune, Dune Messiah" == catalog.line("Messiah")
+
+            catalog.signal(15)
+
+            assert 0 == catalog.end()
+            assert "stopped; 2 handled, 0 retried, 0 buried" in catalog.output
+
+
 def test_the_example_modules_are_found_from_where_the_readme_says() -> None:
     """The commands in the docstring of the package name modules that are there."""
     import examples.reading_club as package
 
-    named = re.findall(r"(?:run|-m) (examples\.[\w.]+)", package.__doc__ or "")
+    named = re.findall(r"(?:run|relay|-m) (examples\.[\w.]+)", package.__doc__ or "")
 
-    assert 3 == len(named)
+    assert 5 == len(named)
     assert all((ROOT / f"{name.replace('.', os.sep)}.py").is_file() for name in named)

@@ -4,10 +4,16 @@
 * `service`: what is done about it, and what a transaction needs to offer.
 * `adapters`: where books are kept and letters sent.
 * `publisher`, `mailer`, `catalog`: the programs. Each is a process, and they share nothing but a stream.
+* `desk`: the publisher with a database, and the relay that sends what was left.
 
 In three terminals, from the folder above `examples`, with a Redis or Valkey server on localhost (or another in EVENTBUS_URL):
 
     eventbus run examples.reading_club.mailer
     eventbus run examples.reading_club.catalog:catalog
     python -m examples.reading_club.publisher 9780441172719 "Dune" "Frank Herbert"
+
+With SQLAlchemy, and SQLite in reading-club.db (or another URL in READING_CLUB_DATABASE), a book is registered once and told of for sure:
+
+    eventbus relay examples.reading_club.desk:relay
+    python -m examples.reading_club.desk 9780441172719 "Dune" "Frank Herbert"
 """

@@ -5,36 +5,40 @@ from uuid import uuid4
 
 import anyio
 
-from eventbus import MessageBus, Transport, connect
+from eventbus import MessageBus, connect
 from examples.reading_club.adapters.memory import InMemoryLibrary
 from examples.reading_club.domain.messages import RegisterBook
 from examples.reading_club.domain.model import Book
+from examples.reading_club.service.unit_of_work import Library
 from examples.reading_club.settings import STREAM, URL
 
 bus = MessageBus()
 bus.scan("examples.reading_club.service.handlers")
 
-shelves: dict[str, Book] = {}
 
-
-async def register(command: RegisterBook, transport: Transport) -> Book:
+async def register(command: RegisterBook, library: Library) -> Book:
     """The edge of the system: it opens the transaction, and commits it."""
-    async with InMemoryLibrary(shelves, transport=transport) as library:
+    async with library:
         book: Book = await bus.handle(command, library)
         await library.commit()
 
     return book
 
 
-async def main(isbn: str, title: str, author: str) -> None:
-    async with connect(URL, stream=STREAM) as transport:
-        book = await register(RegisterBook(id=uuid4(), isbn=isbn, title=title, author=author), transport)
-    print(f"registered {book.title!r}")
-
-
-if __name__ == "__main__":
+def read_command() -> RegisterBook:
     parser = argparse.ArgumentParser(description="Register a book.")
     for name in ("isbn", "title", "author"):
         parser.add_argument(name)
     arguments = parser.parse_args()
-    anyio.run(main, arguments.isbn, arguments.title, arguments.author)
+
+    return RegisterBook(id=uuid4(), isbn=arguments.isbn, title=arguments.title, author=arguments.author)
+
+
+async def main(command: RegisterBook) -> None:
+    async with connect(URL, stream=STREAM) as transport:
+        book = await register(command, InMemoryLibrary(transport=transport))
+    print(f"registered {book.title!r}")
+
+
+if __name__ == "__main__":
+    anyio.run(main, read_command())

@@ -9,6 +9,7 @@ from eventbus import MemoryTransport, MessageBus, Subscriber, Transport
 from eventbus.redis import RedisTransport
 from eventbus.testing import drain
 from examples.reading_club import catalog as catalog_service
+from examples.reading_club.adapters.memory import InMemoryLibrary
 from examples.reading_club.adapters.smtp import FakeSmtp
 from examples.reading_club.catalog import Catalog, put_in_catalog
 from examples.reading_club.domain.messages import BookRegistered, RegisterBook
@@ -30,7 +31,8 @@ def catalog() -> Catalog:
 
 async def publish(transport: Transport) -> None:
     for title in TITLES:
-        await register(RegisterBook(id=uuid4(), isbn=str(uuid4()), title=title, author="Frank Herbert"), transport)
+        command = RegisterBook(id=uuid4(), isbn=str(uuid4()), title=title, author="Frank Herbert")
+        await register(command, InMemoryLibrary(transport=transport))
 
 
 def mailer_on(transport: Transport, smtp: FakeSmtp) -> Subscriber:
