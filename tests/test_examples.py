@@ -39,7 +39,7 @@ def test_an_example_prints_what_it_says(path: Path) -> None:
 
 @needs_server
 def test_the_services_of_the_reading_club_are_processes() -> None:
-    """A book is registered in one process, and the mailer and the catalog hear of it in theirs."""
+    """A book is registered in one process, and the mailer, the catalog and the authors hear of it in theirs."""
     with EmbeddedServer() as server:
         variables = environment(EVENTBUS_URL=server.url)
         run = [sys.executable, "-m", "eventbus", "run"]
@@ -47,6 +47,7 @@ def test_the_services_of_the_reading_club_are_processes() -> None:
         with (
             Process([*run, "examples.reading_club.catalog:catalog"], ROOT, variables) as catalog,
             Process([*run, "examples.reading_club.mailer"], ROOT, variables) as mailer,
+            Process([*run, "examples.reading_club.authors:authors"], ROOT, variables) as authors,
         ):
             registered = subprocess.run(register, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=30, check=True)
 
@@ -54,11 +55,18 @@ def test_the_services_of_the_reading_club_are_processes() -> None:
             assert "catalog: Frank Herbert: Dune" == catalog.line("catalog: ")
             assert "letter: new on the shelf: Dune by Frank Herbert" == mailer.line("letter: ")
 
-            for process in (catalog, mailer):
+            assert "authors: one more by Frank Herbert" == authors.line("authors: ")
+
+            for process in (catalog, mailer, authors):
                 process.signal(15)
 
                 assert 0 == process.end()
                 assert re.search(r"stopped; 1 handled, 0 retried, 0 buried", process.output)
+
+            ask = [sys.executable, "-m", "examples.reading_club.authors"]
+            counts = subprocess.run(ask, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=30, check=True)
+
+            assert "Frank Herbert: 1\n" == counts.stdout
 
 
 @needs_server
@@ -101,5 +109,5 @@ def test_the_example_modules_are_found_from_where_the_readme_says() -> None:
 
     named = re.findall(r"(?:run|relay|-m) (examples\.[\w.]+)", package.__doc__ or "")
 
-    assert 5 == len(named)
+    assert 7 == len(named)
     assert all((ROOT / f"{name.replace('.', os.sep)}.py").is_file() for name in named)

@@ -1,0 +1,57 @@
+"""The read model in Redis, on a real server: each book is counted once, whatever happens on its way."""
+
+from dataclasses import replace
+from uuid import uuid4
+
+import anyio
+
+from eventbus import MessageBus, Retry, Subscriber, Transport
+from eventbus.redis import RedisTransport
+from eventbus.testing import drain
+from examples.reading_club.adapters.memory import InMemoryLibrary
+from examples.reading_club.authors import BookRegistered, ReadModel, authors, count_book
+from examples.reading_club.domain.messages import RegisterBook
+from examples.reading_club.publisher import register
+
+BOOKS = [("Dune", "Frank Herbert"), ("Solaris", "Stanisław Lem"), ("Eden", "Stanisław Lem")]
+
+
+async def publish(transport: Transport) -> None:
+    for title, author in BOOKS:
+        command = RegisterBook(id=uuid4(), isbn=str(uuid4()), title=title, author=author)
+        await register(command, InMemoryLibrary(transport=transport))
+
+
+def authors_on(transport: Transport) -> Subscriber:
+    return replace(authors, transport=transport, streams=[transport.stream])
+
+
+async def test_the_books_of_each_author_are_counted(live_transport: RedisTransport) -> None:
+    """By two consumers of one group, which share the work."""
+    await publish(live_transport)
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(2):
+            tasks.start_soon(drain, authors_on(live_transport))
+
+    assert {"Stanisław Lem": 2, "Frank Herbert": 1} == await ReadModel(live_transport).authors.counts()
+
+
+async def test_a_book_is_counted_once_when_its_handling_failed_after_the_count(live_transport: RedisTransport) -> None:
+    """What was counted in a transaction that did not commit is not counted."""
+    bus = MessageBus()
+    bus.add_listener(BookRegistered, count_book)
+    failed: list[str] = []
+
+    @bus.listen
+    async def fail_once(event: BookRegistered) -> None:
+        if event.author not in failed:
+            failed.append(event.author)
+            raise Retry(after=0.01)
+
+    await publish(live_transport)
+
+    statistics = await drain(replace(authors_on(live_transport), bus=bus, concurrency=1))
+
+    assert (3, 2, 0) == (statistics.handled, statistics.retried, statistics.buried)
+    assert {"Stanisław Lem": 2, "Frank Herbert": 1} == await ReadModel(live_transport).authors.counts()
