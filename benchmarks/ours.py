@@ -18,6 +18,7 @@ from benchmarks.meter import Meter, cpu, paced, percentiles, resident
 from benchmarks.server import Server, url
 from benchmarks.side import publisher as publisher_process
 from eventbus import Command, Event, MessageBus, Metadata, Model, Repository, Subscriber, UnitOfWork, connect
+from eventbus.envelope import seal
 
 
 class OrderPlaced(Event):
@@ -186,7 +187,20 @@ async def idle(seconds: float) -> dict[str, Any]:
 # -------------------------------------------------------------------------------------------------------------- publish
 
 
-async def publish(n: int, batch: int = 1) -> dict[str, Any]:
+async def publish(n: int) -> dict[str, Any]:
+    """Events one by one, each in its envelope."""
+    events = [placed(i) for i in range(n)]
+    async with connect(url()) as transport:
+        await transport.publish([seal(events[0])])
+        with Meter() as meter:
+            for event in events:
+                await transport.publish([seal(event)])
+    assert n + 1 == Server()("XLEN", STREAM)
+
+    return meter.result(n)
+
+
+async def commit(n: int, batch: int) -> dict[str, Any]:
     """Units of work with so many events each, one after another."""
     events = [placed(i) for i in range(n)]
     async with connect(url()) as transport:
@@ -200,14 +214,14 @@ async def publish(n: int, batch: int = 1) -> dict[str, Any]:
 
 
 async def tasks(n: int, tasks: int) -> dict[str, Any]:
-    """So many tasks, each of which commits units of work with an event each, one after another."""
+    """So many tasks, each of which publishes events one by one."""
     events = iter([placed(i) for i in range(n)])
     async with connect(url()) as transport:
-        await _commit(transport, [placed(0)])
+        await transport.publish([seal(placed(0))])
 
         async def work() -> None:
             for event in events:
-                await _commit(transport, [event])
+                await transport.publish([seal(event)])
 
         with Meter() as meter:
             await asyncio.gather(*[work() for _ in range(tasks)])

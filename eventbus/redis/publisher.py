@@ -42,6 +42,8 @@ class Publisher:
         self._patience = patience
         self._waiting: deque[_Job] = deque()
         self._sending = False
+        self._crowded = False
+        """Whether several went together the last time."""
         self._newest: dict[str, str] = {}
         self._looked_back = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -58,7 +60,7 @@ class Publisher:
             if self._sending:
                 await self._wait(job, loop)
             else:
-                await self._lead()
+                await self._lead(job)
         if job.failures:
             raise job.error()
 
@@ -78,19 +80,21 @@ class Publisher:
             self._pass_on()
             raise
 
-    async def _lead(self) -> None:
+    async def _lead(self, own: _Job) -> None:
         """Send what waits, for everybody."""
-        batch = [self._waiting.popleft()]
-        size = len(batch[0].envelopes)
-        while self._waiting and size + len(self._waiting[0].envelopes) <= TOGETHER:
-            batch.append(self._waiting.popleft())
-            size += len(batch[-1].envelopes)
+        batch: list[_Job] = []
         self._sending = True
         try:
+            if self._crowded:
+                await asyncio.sleep(0)  # those who were woken with us are about to publish, too
+            batch = self._next_batch()
+            self._crowded = len(batch) > 1
             await self._send(batch)
         except BaseException:
             # Only a cancellation comes here. It is ours alone: the others' envelopes are asked for again, which adds none twice.
-            self._waiting.extendleft(reversed([job for job in batch if job.turn is not None and not job.done]))
+            if own in self._waiting:
+                self._waiting.remove(own)
+            self._waiting.extendleft(reversed([job for job in batch if job is not own and not job.done]))
             raise
         finally:
             self._sending = False
@@ -98,6 +102,15 @@ class Publisher:
                 if job.done and job.turn is not None and not job.turn.done():
                     job.turn.set_result(None)
             self._pass_on()
+
+    def _next_batch(self) -> list[_Job]:
+        batch = [self._waiting.popleft()]
+        size = len(batch[0].envelopes)
+        while self._waiting and size + len(self._waiting[0].envelopes) <= TOGETHER:
+            batch.append(self._waiting.popleft())
+            size += len(batch[-1].envelopes)
+
+        return batch
 
     def _pass_on(self) -> None:
         """Wake the first that waits, to send next."""
