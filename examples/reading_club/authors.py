@@ -21,14 +21,14 @@ class Authors:
 
     def __init__(self, session: RedisSession, stream: str) -> None:
         self._session = session
-        self._key = f"books-by-author:{{{stream}}}"  # in braces: on a cluster it is where the stream is
+        self.key = f"books-by-author:{{{stream}}}"  # in braces: on a cluster it is where the stream is
 
     def count(self, author: str) -> None:
-        self._session.zincrby(self._key, 1, author)
+        self._session.zincrby(self.key, 1, author)
 
     async def counts(self) -> dict[str, int]:
         """Most books first."""
-        return {author.decode(): int(books) for author, books in await self._session.zrevrange(self._key, 0, -1)}
+        return {author.decode(): int(books) for author, books in await self._session.zrevrange(self.key, 0, -1)}
 
 
 class ReadModel(UnitOfWork):
