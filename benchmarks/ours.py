@@ -268,7 +268,7 @@ async def latency(rate: float, seconds: float) -> dict[str, Any]:
 
 async def publisher(rate: float, seconds: float) -> dict[str, Any]:
     async with connect(url()) as transport:
-        await paced(lambda: _commit(transport, [placed(time.monotonic_ns())]), rate=rate, seconds=seconds)
+        await paced(lambda: transport.publish([seal(placed(time.monotonic_ns()))]), rate=rate, seconds=seconds)
 
     return {}
 

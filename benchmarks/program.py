@@ -27,6 +27,8 @@ from benchmarks.side import MARK
 
 PATIENCE = 300
 """Seconds that one run may take."""
+BEGIN, END = "<!-- figures -->", "<!-- end of figures -->"
+"""The marks in a page of Markdown between which the tables are put."""
 Round = dict[Run, Result]
 
 
@@ -62,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.json.write_text(json.dumps(_kept(about, chosen, runs, rounds), indent=1) + "\n")
         _say(f"written: {options.json}")
     if options.markdown is not None:
-        options.markdown.write_text(_markdown(about, chosen, runs, rounds))
+        _put(_markdown(about, chosen, runs, rounds), options.markdown)
         _say(f"written: {options.markdown}")
     if options.plot is not None:
         options.plot.write_text(plot([(goal, values(goal, rounds)) for goal in chosen], ", ".join(about.values())))
@@ -175,6 +177,13 @@ def _print_goals(chosen: Sequence[Goal], rounds: Sequence[Round]) -> list[str]:
     return [row[-1] for row in judged]
 
 
+def _put(text: str, file: Path) -> None:
+    """Write it, or put it between the marks if the file has some."""
+    before, mark, rest = (file.read_text() if file.exists() else "").partition(BEGIN)
+    _, end, after = rest.partition(END)
+    file.write_text(f"{before}{mark}\n\n{text}\n{end}{after}" if end else text)
+
+
 def _judged(goal: Goal, rounds: Sequence[Round]) -> tuple[str, ...]:
     """Row, text, median, least and most of the rounds, what is asked at least, the goal, and the verdict."""
     found = values(goal, rounds)
@@ -276,7 +285,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, help="how often everything is measured in turn (5; 1 with --quick)")
     parser.add_argument("--quick", action="store_true", help="a tenth of the messages: to see that it runs, not to compare")
     parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="draw the figures against their goals")
-    parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="write the tables of docs/performance.md")
+    parser.add_argument("--markdown", type=Path, metavar="FILE.md", help="write the tables, or put them in docs/performance.md")
     parser.add_argument("--json", type=Path, metavar="FILE", help="keep every result")
     parser.add_argument("--peers", type=Path, metavar="FOLDER", help="where the environments of the peers are")
     parser.add_argument("--server", metavar="EXECUTABLE", help="the server to start (redis-server or valkey-server on PATH)")
