@@ -75,14 +75,19 @@ async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncItera
     else:
         url = f"sqlite+aiosqlite:///{tmp_path / 'club.db'}"
     engine = engine_on(url)
+    await make_tables(engine)
+    yield Database(url, engine, async_sessionmaker(engine))
+    await engine.dispose()
+
+
+async def make_tables(engine: AsyncEngine) -> None:
+    """All of them, in a database that has nothing else."""
     async with engine.begin() as connection:
-        if request.param == "postgresql":
+        if engine.dialect.name == "postgresql":
             await connection.execute(text("DROP SCHEMA public CASCADE"))
             await connection.execute(text("CREATE SCHEMA public"))
         await connection.run_sync(METADATA.create_all)
         await TABLES.create_all(connection)
-    yield Database(url, engine, async_sessionmaker(engine))
-    await engine.dispose()
 
 
 def engine_on(url: str) -> AsyncEngine:

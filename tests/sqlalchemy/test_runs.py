@@ -1,0 +1,28 @@
+"""The runs of ``python -m tests.sqlalchemy``, in their short form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from eventbus.embedded import EmbeddedServer, find_executable
+from tests.sqlalchemy import sums
+from tests.sqlalchemy.conftest import Database
+
+pytestmark = pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to start")
+
+
+@pytest.fixture
+def server() -> Iterator[EmbeddedServer]:
+    with EmbeddedServer() as running:
+        yield running
+
+
+async def test_sums_in_sql_are_exact(database: Database, server: EmbeddedServer) -> None:
+    """Consumers are killed, and every tenth delivery comes twice."""
+    assert [] == await sums.in_sql(database.url, server.url, sums.SHORT)
+
+
+async def test_sums_in_redis_are_exact(server: EmbeddedServer) -> None:
+    assert [] == await sums.in_redis(server.url, sums.SHORT)
