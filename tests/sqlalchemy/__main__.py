@@ -7,52 +7,39 @@ import asyncio
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from eventbus.embedded import EmbeddedServer
-from tests.sqlalchemy import sums
+from tests.sqlalchemy import relays, sums
 from tests.sqlalchemy.conftest import DATABASES, engine_on, make_tables
 from tests.sqlalchemy.postgres import postgres
 
-RUNS = ("sums",)
+RUNS: dict[str, Any] = {"sums": (sums.in_sql, sums), "relays": (relays.order_is_kept, relays)}
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    databases = DATABASES if options.database == "both" else (options.database,)
+    run, module = RUNS[options.run]
+    size = module.SHORT if options.short else module.FULL
     wrong = 0
-    for database in databases:
-        with a_database(database) as url:
-            wrong += _tell(f"{options.run}, {database}", _run(options, url))
+    for database in DATABASES if options.database == "both" else (options.database,):
+        with a_database(database) as url, EmbeddedServer(executable=options.server) as server:
+            wrong += _tell(f"{options.run}, {database}, {server.version_text}: {size}", run(url, server.url, size))
     if options.run == "sums":
-        wrong += _tell("sums, Redis", _sums_in_redis(options))
+        with EmbeddedServer(executable=options.server) as server:
+            wrong += _tell(f"sums, RedisSession, {server.version_text}: {size}", sums.in_redis(server.url, size))
 
     return 1 if wrong else 0
 
 
-def _run(options: argparse.Namespace, database: str) -> Iterator[str]:
-    size = sums.SHORT if options.short else sums.FULL
-    with EmbeddedServer(executable=options.server) as server:
-        yield f"{size}, {server.version_text}"
-        yield from asyncio.run(sums.in_sql(database, server.url, size))
-
-
-def _sums_in_redis(options: argparse.Namespace) -> Iterator[str]:
-    size = sums.SHORT if options.short else sums.FULL
-    with EmbeddedServer(executable=options.server) as server:
-        yield f"{size}, {server.version_text}"
-        yield from asyncio.run(sums.in_redis(server.url, size))
-
-
-def _tell(title: str, lines: Iterator[str]) -> int:
-    """Say how a run went: its figures come first, then what was wrong, which is counted."""
+def _tell(title: str, run: Coroutine[Any, Any, list[str]]) -> int:
+    """Say how a run went. How many things were wrong."""
     began = time.monotonic()
-    figures, *wrong = lines
-    print(f"{title}: {figures}, {time.monotonic() - began:.0f} s: {'VIOLATED' if wrong else 'held'}", flush=True)
-    for line in wrong:
-        print(f"  {line}", flush=True)
+    wrong = asyncio.run(run)
+    print(f"{title}, {time.monotonic() - began:.0f} s: {'VIOLATED' if wrong else 'held'}", *wrong, sep="\n  ", flush=True)
 
     return len(wrong)
 

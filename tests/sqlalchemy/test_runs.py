@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from eventbus.embedded import EmbeddedServer, find_executable
-from tests.sqlalchemy import sums
+from tests.sqlalchemy import relays, sums
 from tests.sqlalchemy.conftest import Database
 
 pytestmark = pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to start")
@@ -26,3 +26,8 @@ async def test_sums_in_sql_are_exact(database: Database, server: EmbeddedServer)
 
 async def test_sums_in_redis_are_exact(server: EmbeddedServer) -> None:
     assert [] == await sums.in_redis(server.url, sums.SHORT)
+
+
+async def test_relays_keep_the_order_and_repeat_nothing(database: Database, server: EmbeddedServer) -> None:
+    """Three of them, killed at their work."""
+    assert [] == await relays.order_is_kept(database.url, server.url, relays.SHORT)
