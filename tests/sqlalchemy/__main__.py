@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import sys
 import tempfile
 import time
@@ -13,22 +14,38 @@ from pathlib import Path
 from typing import Any
 
 from eventbus.embedded import EmbeddedServer
-from tests.sqlalchemy import relays, sums
+from tests.sqlalchemy import disasters, relays, sums
 from tests.sqlalchemy.conftest import DATABASES, engine_on, make_tables
 from tests.sqlalchemy.postgres import postgres
 
-RUNS: dict[str, Any] = {"sums": (sums.in_sql, sums), "relays": (relays.order_is_kept, relays)}
+SIZES: dict[str, tuple[Any, Any]] = {
+    "sums": (sums.FULL, sums.SHORT),
+    "relays": (relays.FULL, relays.SHORT),
+    "power-cuts": (disasters.Size(30), disasters.Size(1)),
+    "failovers": (disasters.Size(5), disasters.Size(1)),
+    "restore-kills": (disasters.Size(20), disasters.Size(1)),
+}
+ON_A_SERVER: dict[str, Any] = {"sums": sums.in_sql, "relays": relays.order_is_kept}
+WITH_SERVERS: dict[str, Any] = {
+    "power-cuts": disasters.power_cuts,
+    "failovers": disasters.failovers,
+    "restore-kills": disasters.restore_kills,
+}
 
 
 def main(arguments: list[str] | None = None) -> int:
     options = _options(arguments)
-    run, module = RUNS[options.run]
-    size = module.SHORT if options.short else module.FULL
+    logging.disable()  # troubles are what it is about
+    run, size = options.run, SIZES[options.run][options.short]
     wrong = 0
     for database in DATABASES if options.database == "both" else (options.database,):
-        with a_database(database) as url, EmbeddedServer(executable=options.server) as server:
-            wrong += _tell(f"{options.run}, {database}, {server.version_text}: {size}", run(url, server.url, size))
-    if options.run == "sums":
+        with a_database(database) as url:
+            if run in WITH_SERVERS:
+                wrong += _tell(f"{run}, {database}: {size}", WITH_SERVERS[run](url, options.server, size))
+            else:
+                with EmbeddedServer(executable=options.server) as server:
+                    wrong += _tell(f"{run}, {database}, {server.version_text}: {size}", ON_A_SERVER[run](url, server.url, size))
+    if run == "sums":
         with EmbeddedServer(executable=options.server) as server:
             wrong += _tell(f"sums, RedisSession, {server.version_text}: {size}", sums.in_redis(server.url, size))
 
@@ -64,7 +81,7 @@ async def _prepare(url: str) -> None:
 
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.sqlalchemy", description=__doc__)
-    parser.add_argument("run", choices=RUNS)
+    parser.add_argument("run", choices=list(SIZES))
     parser.add_argument("--database", choices=[*DATABASES, "both"], default="both")
     parser.add_argument("--short", action="store_true", help="the sizes of the test suite")
     parser.add_argument("--server", metavar="PATH", help="the server to start")

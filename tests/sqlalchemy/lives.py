@@ -10,7 +10,7 @@ import signal
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-_PRELOADED = ["tests.sqlalchemy.sums", "tests.sqlalchemy.relays"]
+_PRELOADED = ["tests.sqlalchemy.sums", "tests.sqlalchemy.relays", "tests.sqlalchemy.disasters"]
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(_PRELOADED)
 

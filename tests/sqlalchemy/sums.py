@@ -36,7 +36,7 @@ class Size:
     kills: int
 
 
-FULL, SHORT = Size(100_000, 200), Size(600, 3)
+FULL, SHORT = Size(100_000, 200), Size(400, 2)
 
 
 @bus.listen

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from eventbus.embedded import EmbeddedServer, find_executable
-from tests.sqlalchemy import relays, sums
+from tests.sqlalchemy import disasters, relays, sums
 from tests.sqlalchemy.conftest import Database
 
 pytestmark = pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to start")
@@ -31,3 +31,19 @@ async def test_sums_in_redis_are_exact(server: EmbeddedServer) -> None:
 async def test_relays_keep_the_order_and_repeat_nothing(database: Database, server: EmbeddedServer) -> None:
     """Three of them, killed at their work."""
     assert [] == await relays.order_is_kept(database.url, server.url, relays.SHORT)
+
+
+@pytest.mark.only("postgresql")
+async def test_power_cuts_lose_nothing(database: Database) -> None:
+    """Nor is anything there twice."""
+    assert [] == await disasters.power_cuts(database.url, None, disasters.Size(1))
+
+
+@pytest.mark.only("sqlite")
+async def test_a_stale_server_in_its_place_loses_nothing(database: Database) -> None:
+    assert [] == await disasters.failovers(database.url, None, disasters.Size(1))
+
+
+@pytest.mark.only("sqlite")
+async def test_a_relay_killed_while_it_restores_loses_nothing(database: Database) -> None:
+    assert [] == await disasters.restore_kills(database.url, None, disasters.Size(1))
