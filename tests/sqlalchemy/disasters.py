@@ -55,14 +55,14 @@ class Size:
 
 
 async def send(database: str, server: str) -> None:
-    relay.LEASE = LEASE  # type: ignore[misc]
+    relay.LEASE = LEASE
     async with RedisTransport(server, stream=STREAM) as transport:
         await Relay(engine_on(database), transport).run()
 
 
 async def restore(database: str, server: str, last: int) -> None:
     """A relay that dies at this one of its awaits."""
-    relay.LEASE = LEASE  # type: ignore[misc]
+    relay.LEASE = LEASE
     async with RedisTransport(server, stream=STREAM) as transport:
         restoring = Relay(engine_on(database), transport, batch=20)
 
@@ -242,7 +242,7 @@ class Scene:
             effects = Counter((await connection.execute(select(EFFECTS.c.title))).scalars())
         announced = Counter(decode(Registered, payload).title for payload in await payloads_in(self.transport, STREAM))
         counted = Counter(decode(Counted, payload).title for payload in await payloads_in(self.transport, "counts"))
-        print(f"  {committed.total():,} committed; of what the server had taken it lost {self.lost:,}", *self.deaths.items())
+        print(f"  {committed.total():,} committed; the server lost {self.lost:,} entries that it had taken", *self.deaths.items())
         wrong = [] if self.lost else ["the server lost nothing, so nothing was shown"]
         for name, found in {"effects": effects, "announced": announced, "counted": counted}.items():
             if found != committed:

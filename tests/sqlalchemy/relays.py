@@ -47,7 +47,7 @@ ROWS = [type(f"Row{n}", (Row,), {"metadata": Metadata(name=f"row_{n}", published
 
 
 async def send(database: str, server: str) -> None:
-    relay.LEASE = LEASE  # type: ignore[misc]
+    relay.LEASE = LEASE
     async with RedisTransport(server) as transport:
         await Relay(engine_on(database), transport, batch=BATCH).run()
 
