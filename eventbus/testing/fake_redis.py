@@ -19,15 +19,14 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import redis.asyncio
 from fakeredis import FakeAsyncRedisConnection, FakeServer
 
+from eventbus.redis.clients import AsyncClient, client_over
 
-def fake_client(server: FakeServer | None = None) -> redis.asyncio.Redis:
+
+def fake_client(server: FakeServer | None = None) -> AsyncClient:
     """A client of a server that is in this process: a new and empty one, unless one is given."""
-    pool = redis.asyncio.ConnectionPool(connection_class=FakeConnection, server=server or FakeServer(), legacy_responses=False)
-
-    return redis.asyncio.Redis(connection_pool=pool)
+    return client_over(FakeConnection, server=server or FakeServer())
 
 
 class FakeConnection(FakeAsyncRedisConnection):

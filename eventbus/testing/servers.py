@@ -9,15 +9,13 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
-
-import redis
 
 from eventbus.connect import hide_password
 from eventbus.embedded import EmbeddedServer, find_executable
 from eventbus.envelope import Envelope
 from eventbus.errors import ConfigurationError, Unavailable
 from eventbus.redis import RedisTransport
+from eventbus.redis.clients import client_at, version_at
 from eventbus.redis.subscription import RedisSubscription
 from eventbus.transport import Subscribe
 
@@ -72,7 +70,7 @@ def live_server(url: str | None = None, *, executable: Path | None = None) -> Ge
     `Unavailable` when the one at the URL does not answer, `ConfigurationError` when there is none that could be started.
     """
     if url is not None:
-        yield LiveServer(url, _version(url), ours=False)
+        yield LiveServer(url, _version_of_option(url), ours=False)
     else:
         with EmbeddedServer(executable=None if executable is None else os.fspath(executable)) as server:
             protocol = os.environ.get(PROTOCOL)
@@ -102,7 +100,7 @@ class Guest(RedisTransport):
     async def clean_up(self) -> None:
         """Empty the server if it is ours, else delete the streams that were not there before."""
         if self._server.ours:
-            with _client(self._server.url) as client:
+            with client_at(self._server.url) as client:
                 client.flushall()
         else:
             for stream in self._brought:
@@ -111,7 +109,7 @@ class Guest(RedisTransport):
     def _visit(self, streams: Sequence[str]) -> None:
         new = set(streams) - self._known
         if new and not self._server.ours:
-            with _client(self._server.url) as client:
+            with client_at(self._server.url) as client:
                 self._brought |= {stream for stream in new if not client.exists(stream)}
         self._known |= new
 
@@ -125,15 +123,8 @@ def _in_wheel(package: str) -> Path | None:
     return executable if os.access(executable, os.X_OK) else None
 
 
-def _client(url: str) -> Any:
-    return redis.Redis.from_url(url, socket_connect_timeout=5, socket_timeout=5)  # pyright: ignore[reportUnknownMemberType]
-
-
-def _version(url: str) -> str:
+def _version_of_option(url: str) -> str:
     try:
-        with _client(url) as client:
-            info = client.info("server")
-    except (redis.RedisError, OSError, ValueError) as exc:
-        raise Unavailable(f"--eventbus-redis-url={hide_password(url)}: {hide_password(str(exc))}") from exc
-
-    return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"
+        return version_at(url)
+    except Unavailable as exc:
+        raise Unavailable(f"--eventbus-redis-url={exc}") from exc

@@ -93,20 +93,14 @@ def _of_redis(transport: RedisTransport) -> Iterator[str]:
 
 def _client(transport: RedisTransport) -> Any:
     """A connection of our own, without asyncio, to where the transport's go. What does not answer at once is not shown."""
-    import redis
-    from redis.backoff import NoBackoff
-    from redis.retry import Retry
-
     settings: Mapping[str, Any] = transport.endpoint._settings
     if "server" in settings:
         import fakeredis
 
         return fakeredis.FakeRedis(server=settings["server"])
-    known = {name: settings[name] for name in ("host", "port", "db", "username", "password") if name in settings}
-    if "path" in settings:
-        known["unix_socket_path"] = settings["path"]
+    from eventbus.redis.clients import client_beside
 
-    return redis.Redis(**known, socket_timeout=2, socket_connect_timeout=2, retry=Retry(NoBackoff(), 0))
+    return client_beside(transport.endpoint)
 
 
 def _streams(client: Any, default: str) -> list[str]:
