@@ -76,17 +76,16 @@ def test_a_module_is_named_for_what_it_holds() -> None:
     assert [] == [path.name for path in PACKAGE.rglob("*") if path.stem in drawers]
 
 
-def test_redis_is_imported_in_few_places() -> None:
-    """The adapter, the fixtures and the command line; everything else knows transports."""
-    allowed = {"redis", "testing", "cli"}
+@pytest.mark.parametrize("library", ["redis", "sqlalchemy"])
+def test_a_library_is_imported_by_its_own_package_alone(library: str) -> None:
+    """The adapter of the same name; everything else knows transports and message stores."""
     places = {
         path.relative_to(PACKAGE).parts[0]
         for path in PACKAGE.rglob("*.py")
-        if any(name.partition(".")[0] == "redis" for name in imported_names(path))
+        if any(name.partition(".")[0] == library for name in imported_names(path))
     }
 
-    assert set() == places - allowed
-    assert "redis" in places
+    assert {library} == places
 
 
 def test_the_scripts_and_the_type_marker_are_found_where_they_are_looked_for() -> None:

@@ -9,11 +9,10 @@ from datetime import datetime
 
 import anyio
 import click
-from sqlalchemy import literal, select
 
 from eventbus.cli import logs
 from eventbus.cli.endings import Code, Failure, described, failure
-from eventbus.cli.servers import ASK_AGAIN, address, reach
+from eventbus.cli.servers import Away, address, answered, reach
 from eventbus.cli.service import moved
 from eventbus.cli.signals import two_signals
 from eventbus.cli.targets import find, look_here
@@ -115,22 +114,15 @@ async def _reached(relays: Sequence[Relay], wait: float) -> AsyncGenerator[None]
 
 async def _reach(database: Database, wait: float) -> None:
     """Return when the database answers. `Failure` with `Code.UNREACHABLE` if it does not, tried for `wait` seconds, or does not let us in."""
-    deadline = anyio.current_time() + wait
-    said = False
-    while True:
+
+    async def ask() -> None:
         try:
-            async with database.transaction() as connection:
-                await connection.execute(select(literal(1)))
-            return
+            await database.ask()
         except Exception as exc:
             why = f"no answer from {_url(database)}: {described(exc)}"
-            if not is_away(exc) or anyio.current_time() >= deadline:
-                waited = f" (waited {wait:g} s)" if wait else ""
-                raise Failure(f"{why}{waited}", Code.UNREACHABLE) from exc
-            if not said:
-                logger.warning("waiting up to %g s: %s", wait, why)
-                said = True
-            await anyio.sleep(ASK_AGAIN)
+            raise (Away(why) if is_away(exc) else Failure(why, Code.UNREACHABLE)) from exc
+
+    await answered(ask, wait)
 
 
 async def _leave(database: Database) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Awaitable, Callable
 
 import anyio
 
@@ -35,21 +36,35 @@ async def reach(transport: Transport, stream: str, group: str, *, wait: float = 
 
     `Failure` with `Code.UNREACHABLE`, and the advice, if it does not, tried for `wait` seconds; also if it does not let us in.
     """
+
+    async def ask() -> None:
+        try:
+            with anyio.fail_after(ANSWER_WITHIN):
+                await transport.backlog(stream, group)
+        except (Unavailable, TimeoutError) as exc:
+            raise Away(str(exc).rstrip(".") or f"no answer from {address(transport)} within {ANSWER_WITHIN:g} s") from exc
+        except TransportError as exc:
+            raise Failure(str(exc), Code.UNREACHABLE) from exc
+
+    await answered(ask, wait, f"; {advice}")
+
+
+class Away(Exception):
+    """What was asked does not answer, and may yet."""
+
+
+async def answered(ask: Callable[[], Awaitable[None]], wait: float, advice: str = "") -> None:
+    """Ask until it is not `Away`. After `wait` seconds `Failure` with `Code.UNREACHABLE`: what was away, and the advice."""
     deadline = anyio.current_time() + wait
     said = False
     while True:
         try:
-            with anyio.fail_after(ANSWER_WITHIN):
-                await transport.backlog(stream, group)
-            return
-        except (Unavailable, TimeoutError) as exc:
-            why = str(exc).rstrip(".") or f"no answer from {address(transport)} within {ANSWER_WITHIN:g} s"
+            return await ask()
+        except Away as exc:
             if anyio.current_time() >= deadline:
                 waited = f" (waited {wait:g} s)" if wait else ""
-                raise Failure(f"{why}{waited}; {advice}", Code.UNREACHABLE) from exc
+                raise Failure(f"{exc}{waited}{advice}", Code.UNREACHABLE) from exc.__cause__
             if not said:
-                logger.warning("waiting up to %g s: %s", wait, why)
+                logger.warning("waiting up to %g s: %s", wait, exc)
                 said = True
-            await anyio.sleep(ASK_AGAIN)
-        except TransportError as exc:
-            raise Failure(str(exc), Code.UNREACHABLE) from exc
+        await anyio.sleep(ASK_AGAIN)

@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
-from sqlalchemy import Insert, Table
+from sqlalchemy import Insert, Table, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -74,6 +74,11 @@ class Database:
                     yield self.bind
         if scope.cancelled_caught:
             raise TimeoutError(f"no answer from the database within {PATIENCE:g} s")
+
+    async def ask(self) -> None:
+        """Return when the database answers; its error if it does not."""
+        async with self.transaction() as connection:
+            await connection.execute(select(literal(1)))
 
     def insert(self, table: Table) -> Any:
         """The INSERT of this database, which can say what happens ON CONFLICT."""
