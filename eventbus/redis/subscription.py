@@ -22,11 +22,11 @@ from typing import Any, Final, cast
 import anyio
 
 from eventbus.errors import Full, TransportError, Unavailable, only_one
+from eventbus.gate import Gate
 from eventbus.redis.acks import PER_CALL, Acks, counter
 from eventbus.redis.audit import audit
 from eventbus.redis.dead_letters import dead_letter_words
 from eventbus.redis.entries import delivery_of, retried_entry
-from eventbus.redis.gate import Gate
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import REPLY_TIMEOUT, Channel, Endpoint, Link, checked, field_of, group_is_gone
 from eventbus.redis.retention import Retention, prune, trim
@@ -70,7 +70,7 @@ class RedisSubscription:
         self._reading = False
         self._busy = True
         self._control = Channel(endpoint)
-        self._gate = Gate(f"{'+'.join(request.streams)}/{request.group}")
+        self._gate = Gate(f"{'+'.join(request.streams)}/{request.group}", logger)
         self._stopped = asyncio.Event()
         self._abandoned = False
         self._broken: TransportError | None = None
@@ -549,7 +549,7 @@ class RedisSubscription:
             while self._acks:
                 await self._call_behind_acks(self._control)
         except (Unavailable, Full) as exc:
-            await self._gate.wait(exc, asyncio.Event())
+            await self._gate.wait(exc)
             self._flush_timer = asyncio.get_running_loop().call_soon(self._flush_soon)  # once this task has ended
         except TransportError as exc:
             self._broken = exc
@@ -581,7 +581,7 @@ class RedisSubscription:
                 pass  # tried again after the pause: waiting longer would cost the leases, which can be renewed without memory
             except Unavailable as exc:
                 if not group_is_gone(exc):
-                    await self._gate.wait(exc, asyncio.Event())
+                    await self._gate.wait(exc)
                 next_beat = time.monotonic() + beat / 2
 
     async def _pause(self, seconds: float) -> None:

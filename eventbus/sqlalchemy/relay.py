@@ -32,6 +32,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 
 from eventbus.envelope import Envelope
 from eventbus.errors import ConfigurationError, PublishError, Refused, TransportError, Unavailable, excerpt, only_one
+from eventbus.gate import Gate
 from eventbus.messages import check_name
 from eventbus.sqlalchemy.database import Database, Sessions, is_away, is_busy, is_missing_table
 from eventbus.sqlalchemy.history import TypeOfMessage, envelope_of, history
@@ -52,8 +53,6 @@ AT_ONCE_BYTES: Final = 4 << 20
 """Bytes of payloads in a batch: the one that exceeds it is the last."""
 REST: Final = 30.0
 """Seconds for which a stream that the server refuses is left alone."""
-SAID_EVERY: Final = 10.0
-"""Seconds between two log lines about the same trouble."""
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -182,7 +181,7 @@ class _Run:
         self.server = Server(self.database, relay.tables, relay.transport, relay.horizon)
         self._woken = asyncio.Event()
         self._resting: dict[str, float] = {}
-        self._trouble = _Trouble(f"relay to {getattr(relay.transport, 'endpoint', relay.transport)}")
+        self._gate = Gate(f"relay to {getattr(relay.transport, 'endpoint', relay.transport)}", logger)
         messages = relay.tables.messages.c
         self._stream = func.coalesce(messages.stream, relay.transport.stream)
         self._due: ColumnElement[bool] = messages.due_at.is_not(None) if everything else messages.due_at <= from_now()
@@ -216,9 +215,9 @@ class _Run:
             except Exception as exc:
                 if not _passes(exc):
                     raise
-                await self._trouble.wait(exc)
+                await self._gate.wait(exc, quiet=is_busy(exc) and not self._gate.failures)
             else:
-                self._trouble.passed()
+                self._gate.passed()
                 if not sent:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._woken.wait(), relay.poll)
@@ -327,31 +326,6 @@ class _Run:
         for stream in {row.stream or self.relay.transport.stream for row in rows if row.number not in sent}:
             self._resting[stream] = time.monotonic() + REST
             logger.error("nothing can be sent to %s, trying again in %g s: %s", stream, REST, excerpt(str(error)))
-
-
-class _Trouble:
-    """The waits between two tries: each about as long as the trouble has lasted, within 0.1 s and 10 s."""
-
-    def __init__(self, title: str) -> None:
-        self._title = title
-        self._failures = 0
-        self._since = 0.0
-        self._said = float("-inf")
-
-    async def wait(self, error: Exception) -> None:
-        moment = time.monotonic()
-        if not self._failures:
-            self._since = moment
-        self._failures += 1
-        if moment - self._said >= SAID_EVERY and not (is_busy(error) and self._failures == 1):
-            self._said = moment
-            logger.warning("%s: %s; trying again (%d failures)", self._title, excerpt(str(error)), self._failures)
-        await anyio.sleep(min(10.0, max(0.1, (moment - self._since) * random.uniform(0.5, 1.5))))
-
-    def passed(self) -> None:
-        if self._failures and self._said > float("-inf"):
-            logger.info("%s: going on after %d failures", self._title, self._failures)
-        self._failures, self._said = 0, float("-inf")
 
 
 def _passes(error: Exception) -> bool:

@@ -290,7 +290,7 @@ async def test_a_server_that_is_away_is_waited_for(
 
     async with anyio.create_task_group() as tasks:
         await tasks.start(Relay(database.engine, transport, poll=0.01).run)
-        await anyio.sleep(0.4)
+        await wait_until(lambda: "trying again" in caplog.text, description="it says so")
         assert 3 == await left(database)
         transport.away = False
         await wait_until(lambda: [0, 1, 2] == transport.numbers, description="it was sent")

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from typing import Final
 
-logger = logging.getLogger("eventbus.redis")
+from eventbus.errors import TransportError, excerpt
 
 FIRST: Final = 0.1
 LONGEST: Final = 10.0
@@ -20,18 +20,19 @@ SAID_EVERY: Final = 10.0
 class Gate:
     """Stands before every new attempt after a failure, for all that fails: who comes while it is closed waits until it opens, too."""
 
-    def __init__(self, title: str) -> None:
+    def __init__(self, title: str, logger: logging.Logger) -> None:
         self.title = title
         self.failures = 0
         """Since the last success."""
         self.reconnects = 0
         """Times that it went well again after a failure."""
+        self._logger = logger
         self._said = float("-inf")
         self._since = 0.0
         self._opens = 0.0
 
-    async def wait(self, error: Exception, stopped: asyncio.Event) -> None:
-        """Note a failure, and wait before the next attempt; not when we are to stop.
+    async def wait(self, error: Exception, stopped: asyncio.Event | None = None, *, quiet: bool = False) -> None:
+        """Note a failure, and wait before the next attempt; not when we are to stop. `quiet`: it is nothing to be told.
 
         The wait is about as long as the trouble has lasted, half as much or half as much again, within 0.1 s and 10 s. So whatever was
         away for a moment is found again after a moment.
@@ -40,18 +41,27 @@ class Gate:
         now = time.monotonic()
         if self.failures == 1:
             self._since = now
-        if now - self._said >= SAID_EVERY:
+        if not quiet and now - self._said >= SAID_EVERY:
             self._said = now
-            logger.warning("%s: %s; trying again (%d failures in %.0f s)", self.title, error, self.failures, now - self._since)
+            text = str(error) if isinstance(error, TransportError) else excerpt(str(error))  # ours are in order already
+            self._logger.warning(
+                "%s: %s; trying again (%d failures in %.0f s)", self.title, text, self.failures, now - self._since
+            )
         if now >= self._opens:
             self._opens = now + min(LONGEST, max(FIRST, now - self._since) * random.uniform(0.5, 1.5))
-        with suppress(TimeoutError):
-            await asyncio.wait_for(stopped.wait(), max(FIRST / 2, self._opens - now))
+        seconds = max(FIRST / 2, self._opens - now)
+        if stopped is None:
+            await asyncio.sleep(seconds)
+        else:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stopped.wait(), seconds)
 
     def passed(self) -> None:
         """It went well."""
         if self.failures:
             self.reconnects += 1
-            logger.info("%s: going on after %d failures in %.1f s", self.title, self.failures, time.monotonic() - self._since)
+            if self._said > float("-inf"):
+                took = time.monotonic() - self._since
+                self._logger.info("%s: going on after %d failures in %.1f s", self.title, self.failures, took)
             self.failures = 0
             self._said = float("-inf")
