@@ -7,7 +7,7 @@ from typing import Any
 import messagebus
 import pydantic
 
-from benchmarks.meter import Meter
+from benchmarks.meter import repeated
 
 
 class PlaceOrder(messagebus.Command):
@@ -75,11 +75,7 @@ async def dispatch(n: int) -> dict[str, Any]:
             await bus.handle(PlaceOrder(order="o1"), uow)
             await uow.commit()
 
-    for _ in range(n // 20):
-        await once()
-    with Meter() as meter:
-        for _ in range(n):
-            await once()
+    result = await repeated(once, n)
     assert len(first) == len(second) == n + n // 20
 
-    return meter.result(n, nanoseconds=meter.seconds / n * 1e9)
+    return result

@@ -68,6 +68,17 @@ def percentiles(nanoseconds: list[int]) -> dict[str, float]:
     return {name: ordered[min(len(ordered) - 1, int(len(ordered) * q))] * 1e-6 for name, q in (("p50_ms", 0.5), ("p99_ms", 0.99))}
 
 
+async def repeated(once: Callable[[], Awaitable[None]], n: int) -> dict[str, Any]:
+    """The result of doing it so often, after a twentieth of that to warm up."""
+    for _ in range(n // 20):
+        await once()
+    with Meter() as meter:
+        for _ in range(n):
+            await once()
+
+    return meter.result(n, nanoseconds=meter.seconds / n * 1e9)
+
+
 async def paced(send: Callable[[], Awaitable[Any]], *, rate: float, seconds: float) -> None:
     """Send at fixed times, whatever the receiver does."""
     start = time.monotonic()

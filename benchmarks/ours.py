@@ -14,7 +14,7 @@ from typing import Any
 import anyio
 
 from benchmarks.message import CUSTOMER, GROUP, NOTE, PRODUCT, STREAM
-from benchmarks.meter import Meter, cpu, paced, percentiles, resident
+from benchmarks.meter import Meter, cpu, paced, percentiles, repeated, resident
 from benchmarks.server import Server, url
 from benchmarks.side import publisher as publisher_process
 from eventbus import Command, Event, MessageBus, Metadata, Model, Repository, Subscriber, UnitOfWork, connect
@@ -328,14 +328,10 @@ async def dispatch(n: int) -> dict[str, Any]:
             await bus.handle(PlaceOrder(order="o1"), uow)
             await uow.commit()
 
-    for _ in range(n // 20):
-        await once()
-    with Meter() as meter:
-        for _ in range(n):
-            await once()
+    result = await repeated(once, n)
     assert len(first) == len(second) == n + n // 20
 
-    return meter.result(n, nanoseconds=meter.seconds / n * 1e9)
+    return result
 
 
 # ---------------------------------------------------------------------------------------------------------------- start

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from benchmarks.meter import Meter
+from benchmarks.meter import repeated
 
 
 class Identified(msgspec.Struct, kw_only=True):
@@ -54,10 +54,4 @@ async def dispatch(n: int) -> dict[str, Any]:
             await two(event)
         await commit()
 
-    for _ in range(n // 20):
-        await once()
-    with Meter() as meter:
-        for _ in range(n):
-            await once()
-
-    return meter.result(n, nanoseconds=meter.seconds / n * 1e9)
+    return await repeated(once, n)
