@@ -5,17 +5,35 @@ from __future__ import annotations
 import logging
 import sys
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
+import click
 import msgspec
 
 from eventbus.cli.endings import debugging, described
+
+F = TypeVar("F", bound="Callable[..., Any] | click.Command")
 
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+
+def options(command: F) -> F:
+    """What every command that runs a service lets its user say of its log."""
+    for option in (
+        click.option("--log-format", type=click.Choice(FORMATS), default="text", envvar="EVENTBUS_LOG_FORMAT", show_envvar=True),
+        click.option(
+            "--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", envvar="EVENTBUS_LOG_LEVEL",
+            show_envvar=True,
+        ),
+    ):  # fmt: skip
+        command = option(command)
+
+    return command
 
 
 def configure(level: str, form: str) -> logging.Formatter:

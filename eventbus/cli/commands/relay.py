@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from eventbus.cli import logs
 from eventbus.cli.endings import DEBUG, needs, show_tracebacks
-from eventbus.cli.logs import FORMATS, LEVELS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 @click.option("--drain", is_flag=True, help="Send everything that waits, say how much that was, and end.")
 @click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", envvar="EVENTBUS_WAIT", show_envvar=True,
               help="How long to wait for a database or server that does not answer yet.")  # fmt: skip
-@click.option(
-    "--log-level", type=click.Choice(LEVELS, case_sensitive=False), default="info", envvar="EVENTBUS_LOG_LEVEL", show_envvar=True
-)
-@click.option("--log-format", type=click.Choice(FORMATS), default="text", envvar="EVENTBUS_LOG_FORMAT", show_envvar=True)
+@logs.options
 @click.option("--traceback", is_flag=True, help=f"Show whole tracebacks, as {DEBUG}=1 does.")
 def command(
     targets: Sequence[str], url: str | None, drain: bool, wait: float, log_level: str, log_format: str, traceback: bool
