@@ -437,10 +437,6 @@ async def test_collecting_costs_what_was_raised_and_not_what_was_seen(library: L
             looks.append(self.id)
             return super().messages
 
-        @messages.setter
-        def messages(self, messages: Iterable[Any]) -> None:
-            raise NotImplementedError
-
     shelf: Repository[Watched] = Repository()
     library.shelf = shelf  # type: ignore[attr-defined]
     books = [Watched(number) for number in range(100)]

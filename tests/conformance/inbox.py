@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import anyio
 
 from eventbus import UnitOfWork
-from eventbus.message_store import Record
+from eventbus.message_store import Record, SinkholeMessageStore
 from eventbus.transport import Delivery
 
 
@@ -25,10 +25,9 @@ class Database:
         return InboxUnitOfWork(Transaction(self), transport)
 
 
-class Transaction:
+class Transaction(SinkholeMessageStore):
     """One transaction. Its claim is a row that others wait for, as they would for a row with a unique key."""
 
-    durable = False
     is_inbox: ClassVar[bool] = True
 
     def __init__(self, database: Database) -> None:
@@ -49,15 +48,6 @@ class Transaction:
 
     async def confirm(self, records: Sequence[Record]) -> bool:
         return self._key in self._database.handled
-
-    async def add(self, records: Sequence[Record]) -> None:
-        pass
-
-    async def published(self, records: Sequence[Record]) -> None:
-        pass
-
-    async def forget(self, records: Sequence[Record]) -> None:
-        pass
 
     async def commit(self) -> None:
         self._database.effects += self.writes

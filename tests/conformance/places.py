@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -39,7 +40,7 @@ from tests.conformance.service import Ledger, Line, Orders, Watched, note, reade
 Predicate = Callable[[], bool | Awaitable[bool]]
 
 
-class Place:
+class Place(ABC):
     """What a test may ask for. `lease` is one that is meant to run out, `tolerance` is by how much what is due may be late, and what has
     not come after `patience` does not come.
     """
@@ -61,9 +62,9 @@ class Place:
     def __repr__(self) -> str:
         return f"<{self.name}>"
 
+    @abstractmethod
     def new(self, **options: Any) -> Any:
         """A transport of its own, as another service would have it, not entered."""
-        raise NotImplementedError
 
     async def connect(self, **options: Any) -> Any:
         """The same, entered, and left when the test ends."""
@@ -84,17 +85,13 @@ class Place:
         """Let time pass until it is true."""
         await wait_until(predicate, description=description, timeout=within or self.patience)
 
+    @abstractmethod
     def line(self) -> AbstractAsyncContextManager[tuple[Any, Any]]:
         """A transport, and the line that it goes through, which can be stalled, and cut where there is one."""
-        raise NotImplementedError
 
-    def given_client(self) -> AbstractAsyncContextManager[redis.asyncio.Redis]:
-        """A client of the user's."""
-        raise NotImplementedError
-
+    @abstractmethod
     def worker(self, **orders: Any) -> AbstractAsyncContextManager[Worker]:
         """A reader that can be killed, at work for as long as the block."""
-        raise NotImplementedError
 
     def request(self, **changes: Any) -> Subscribe:
         """What a consumer asks for, with a lease that is not meant to run out unless it says so."""

@@ -12,7 +12,7 @@ from eventbus import Delivery, Retry, UnitOfWork
 from eventbus.redis import RedisTransport
 from eventbus.unit_of_work import TransactionStatus
 from tests.conformance.club import Reader, Registered, Run, counts, nothing_left, once, only, publish
-from tests.conformance.places import Place
+from tests.conformance.places import Fake, Place, Real
 
 
 async def test_069_a_drain_lets_running_handlers_finish(place: Place) -> None:
@@ -127,7 +127,7 @@ async def test_071_closing_is_closing_however_often_and_by_whom(place: Place) ->
 
 
 @pytest.mark.not_on("memory", because="it has no client")
-async def test_072_a_client_that_was_given_stays_open(place: Place) -> None:
+async def test_072_a_client_that_was_given_stays_open(place: Fake | Real) -> None:
     """Closing closes no client that was given."""
     async with place.given_client() as client:
         connection = await client.client_id()

@@ -16,6 +16,9 @@ PLAN: Plan = (("again", 200, 7), ("reject", 5000, 11), ("fail", 1000, 13))
 HANDLING = 0.00015
 """Seconds that a consumer needs for a message, roughly."""
 
+# Seconds for which a fault lasts: what happens meanwhile is for the ledger to say, so there is nothing to wait for.
+FULL, SILENT, SLOW = 0.3, 0.7, 0.6
+
 Fault = Callable[[], Awaitable[None]]
 
 
@@ -106,7 +109,7 @@ class _Faults:
     async def fill_memory(self) -> None:
         self._rig.note_fault("memory full")
         await self._rig.client.config_set("maxmemory", 1)
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(FULL)
         await self._rig.client.config_set("maxmemory", 0)
 
     async def kill_clients(self) -> None:
@@ -133,7 +136,7 @@ class _Faults:
         line.stall()
 
         async def resume() -> None:
-            await asyncio.sleep(0.7)
+            await asyncio.sleep(SILENT)
             line.resume()
             line.reset()
 
@@ -145,7 +148,7 @@ class _Faults:
         line.delay = 0.03
 
         async def resume() -> None:
-            await asyncio.sleep(0.6)
+            await asyncio.sleep(SLOW)
             line.delay = 0.0
 
         await self._beside(resume())

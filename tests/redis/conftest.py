@@ -1,12 +1,14 @@
 """What is Redis' own, against a real server. redis-py runs under asyncio, so these do."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 import redis
 
+from eventbus.redis import RedisTransport
 from eventbus.redis.scripts import BY_SHA, Script
+from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer, find_servers, live_server
 
 
@@ -74,3 +76,16 @@ def server(redis_server: LiveServer) -> Iterator[Server]:
         yield Server(client)
         client.config_set("maxmemory", 0)
         client.flushall()
+
+
+@pytest.fixture
+async def proxy(redis_server: LiveServer, server: Server) -> AsyncIterator[FaultProxy]:
+    """A line to the server that can be cut."""
+    async with FaultProxy(redis_server.url) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+async def live(redis_server: LiveServer, server: Server) -> AsyncIterator[RedisTransport]:
+    async with RedisTransport(redis_server.url, stream="club") as transport:
+        yield transport

@@ -28,12 +28,6 @@ def envelope(payload: bytes = b"{}", stream: str | None = S) -> Envelope:
 
 
 @pytest.fixture
-async def proxy(redis_server: LiveServer, server: Any) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(redis_server.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
 async def transport(proxy: FaultProxy) -> AsyncIterator[RedisTransport]:
     async with RedisTransport(proxy.url, stream=S) as transport:
         yield transport

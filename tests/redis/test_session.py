@@ -89,18 +89,6 @@ def subscriber(transport: RedisTransport, bus: MessageBus, **settings: Any) -> S
 
 
 @pytest.fixture
-async def proxy(redis_server: LiveServer, server: Any) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(redis_server.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def live(redis_server: LiveServer, server: Any) -> AsyncIterator[RedisTransport]:
-    async with RedisTransport(redis_server.url, stream=S) as transport:
-        yield transport
-
-
-@pytest.fixture
 async def through(proxy: FaultProxy) -> AsyncIterator[RedisTransport]:
     """The same server, through the proxy."""
     async with RedisTransport(proxy.url, stream=S, patience=0.5) as transport:

@@ -70,18 +70,6 @@ class Club:
         return not await self.transport.backlog(S, "g")
 
 
-@pytest.fixture
-async def proxy(redis_server: LiveServer, server: Any) -> AsyncIterator[FaultProxy]:
-    async with FaultProxy(redis_server.url) as proxy:
-        yield proxy
-
-
-@pytest.fixture
-async def live(redis_server: LiveServer, server: Any) -> AsyncIterator[RedisTransport]:
-    async with RedisTransport(redis_server.url, stream=S) as transport:
-        yield transport
-
-
 @pytest.mark.parametrize("after", [False, True], ids=["request lost", "reply lost"])
 @pytest.mark.parametrize("command", ["xreadgroup", "ack", "retry", "due", "bury", "glance", "sweep", "join", "client"])
 async def test_every_command_may_be_cut(
