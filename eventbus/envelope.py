@@ -449,14 +449,14 @@ def _path_in(text: str) -> str:
 def _unencodable(value: Any, encode: Callable[[Any], bytes]) -> str | None:
     """Where in a message that does not encode the value lies that does not: the innermost one."""
     found: str | None = None
-    children, depth = _children(value, "$"), 1
-    while children:
-        child, path = children.pop(0)
+    children, depth = iter(_children(value, "$")), 1
+    while (item := next(children, None)) is not None:
+        child, path = item
         try:
             encode(child)
         except Exception:
             found = excerpt(path)
-            children, depth = _children(child, path), depth + 1
+            children, depth = iter(_children(child, path)), depth + 1
             if depth > MAX_DEPTH:  # what contains itself has no end
                 break
 

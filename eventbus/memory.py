@@ -10,7 +10,7 @@ import heapq
 import itertools
 import time
 import traceback
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -209,7 +209,7 @@ class MemorySubscription:
 
     def __init__(self, groups: list[_Group], request: Subscribe, clock: Clock, changes: _Changes) -> None:
         self.consumer = new_consumer()
-        self._groups = groups
+        self._groups = deque(groups)
         self._request = request
         self._clock = clock
         self._changes = changes
@@ -366,7 +366,7 @@ class MemorySubscription:
         now = self._clock.time()
         for group in self._groups:
             found += group.take(self, now, limit - len(found))
-        self._groups.append(self._groups.pop(0))
+        self._groups.rotate(-1)
         for delivery in found:
             self._held[delivery.source, delivery.source_id] = delivery
 
@@ -423,7 +423,7 @@ class _Stream:
         self.name = name
         self.entries: list[tuple[str, list[bytes]]] = []
         self.groups: dict[str, _Group] = {}
-        self._known: dict[str, tuple[str, float]] = {}
+        self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._last = (0, 0)
 
     def add(self, envelope: Envelope, now: float) -> tuple[str, bool]:

@@ -75,8 +75,7 @@ class Publisher:
         try:
             await job.turn
         except asyncio.CancelledError:
-            if job in self._waiting:
-                self._waiting.remove(job)
+            job.done = True  # nobody asks for it any more
             self._pass_on()
             raise
 
@@ -92,9 +91,8 @@ class Publisher:
             await self._send(batch)
         except BaseException:
             # Only a cancellation comes here. It is ours alone: the others' envelopes are asked for again, which adds none twice.
-            if own in self._waiting:
-                self._waiting.remove(own)
-            self._waiting.extendleft(reversed([job for job in batch if job is not own and not job.done]))
+            own.done = True
+            self._waiting.extendleft(reversed([job for job in batch if not job.done]))
             raise
         finally:
             self._sending = False
@@ -104,16 +102,20 @@ class Publisher:
             self._pass_on()
 
     def _next_batch(self) -> list[_Job]:
-        batch = [self._waiting.popleft()]
-        size = len(batch[0].envelopes)
-        while self._waiting and size + len(self._waiting[0].envelopes) <= TOGETHER:
-            batch.append(self._waiting.popleft())
-            size += len(batch[-1].envelopes)
+        batch: list[_Job] = []
+        size = 0
+        while self._waiting and (not batch or size + len(self._waiting[0].envelopes) <= TOGETHER):
+            job = self._waiting.popleft()
+            if not job.done:
+                batch.append(job)
+                size += len(job.envelopes)
 
         return batch
 
     def _pass_on(self) -> None:
         """Wake the first that waits, to send next."""
+        while self._waiting and self._waiting[0].done:
+            self._waiting.popleft()
         if not self._sending and self._waiting:
             turn = self._waiting[0].turn
             if turn is not None and not turn.done():
