@@ -34,8 +34,8 @@ class Gate:
     async def wait(self, error: Exception, stopped: asyncio.Event | None = None, *, quiet: bool = False) -> None:
         """Note a failure, and wait before the next attempt; not when we are to stop. `quiet`: it is nothing to be told.
 
-        The wait is about as long as the trouble has lasted, half as much or half as much again, within 0.1 s and 10 s. So whatever was
-        away for a moment is found again after a moment.
+        The wait is as long as the trouble has lasted, or 0.1 s if that is longer; half as much or half as much again; 10 s at the most. So
+        whatever was away for a moment is found again after a moment.
         """
         self.failures += 1
         now = time.monotonic()

@@ -1,0 +1,106 @@
+"""The waits between two tries, on a clock that is moved by them."""
+
+import asyncio
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import anyio
+import pytest
+
+from eventbus import gate
+from eventbus.errors import Unavailable
+from eventbus.gate import Gate
+
+LOGGER = logging.getLogger("eventbus.test")
+AWAY = Unavailable("nobody answers")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """How long each wait was. Time passes by waiting alone."""
+    found: list[float] = []
+
+    async def sleep(seconds: float) -> None:
+        found.append(seconds)
+
+    monkeypatch.setattr(gate, "time", SimpleNamespace(monotonic=lambda: 1000.0 + sum(found)))
+    monkeypatch.setattr(gate, "asyncio", SimpleNamespace(sleep=sleep))
+
+    return found
+
+
+@pytest.fixture
+def said(caplog: pytest.LogCaptureFixture) -> Any:
+    caplog.set_level(logging.INFO, LOGGER.name)
+
+    return caplog
+
+
+async def test_a_wait_is_about_as_long_as_the_trouble(waits: list[float]) -> None:
+    """Or 0.1 s if that is longer; half as much or half as much again; 10 s at the most."""
+    here = Gate("club/g", LOGGER)
+    for _ in range(100):
+        usual = max(0.1, sum(waits))
+        await here.wait(AWAY)
+        assert min(10.0, 0.5 * usual) - 1e-6 <= waits[-1] <= min(10.0, 1.5 * usual) + 1e-6
+
+    assert 100 == here.failures
+    assert 10.0 == pytest.approx(max(waits))
+
+
+async def test_trouble_is_told_now_and_then(waits: list[float], said: Any) -> None:
+    here = Gate("club/g", LOGGER)
+    while sum(waits) < 35:
+        await here.wait(AWAY)
+
+    told = [record.getMessage() for record in said.records]
+    assert 3 <= len(told) <= 4
+    assert "club/g: nobody answers; trying again (1 failures in 0 s)" == told[0]
+
+
+async def test_what_is_to_be_quiet_is_not_told_and_neither_is_its_end(waits: list[float], said: Any) -> None:
+    here = Gate("club/g", LOGGER)
+    await here.wait(AWAY, quiet=True)
+    here.passed()
+
+    assert [] == said.records
+    assert (0, 1) == (here.failures, here.reconnects)
+    assert 1 == len(waits)
+
+
+async def test_it_is_told_when_it_goes_on(waits: list[float], said: Any) -> None:
+    """Once, and then the next trouble is told at once."""
+    here = Gate("club/g", LOGGER)
+    for _ in range(2):
+        await here.wait(AWAY)
+        here.passed()
+        here.passed()
+
+    assert 2 == here.reconnects
+    assert ["trying again", "going on", "trying again", "going on"] == [
+        "going on" if "going on after 1 failures" in record.getMessage() else "trying again" for record in said.records
+    ]
+
+
+async def test_what_a_stranger_says_is_one_line(waits: list[float], said: Any) -> None:
+    await Gate("relay", LOGGER).wait(ValueError("one\ntwo\x1b[31m" + "x" * 1000))
+
+    [text] = [record.getMessage() for record in said.records]
+    assert text.isprintable()
+    assert len(text) < 300
+
+
+async def test_a_stop_ends_the_wait() -> None:
+    stopped = asyncio.Event()
+    stopped.set()
+    here = Gate("club/g", LOGGER)
+    here._opens = float("inf")
+
+    with anyio.fail_after(5):
+        await here.wait(AWAY, stopped)
