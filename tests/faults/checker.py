@@ -41,6 +41,8 @@ class Allowances:
 
     repeats: int = 0
     """Messages handled again, over all in a group."""
+    acks_forgotten: bool = False
+    """Whether as many more may be handled again as acks were in the tails that were cut off."""
     repeats_each: int = 1
     """Times that one of them was."""
     reburied: bool = False
@@ -119,9 +121,10 @@ async def _check_group(rig: Rig, name: str, group: Group, forgiven: set[tuple[in
     _report(rig, "lost", [mark_of(*one) for one in lost], name)
     _report(rig, "unexpected", _beyond(handled, ledger.attempted), name)
     _report(rig, "unexpected", [mark_of(*one) for one in buried if not ledger.attempted(*one)], name)
-    if handled.repeated() > allowed.repeats:
+    explained = allowed.repeats + (rig.acks_forgotten[name] if allowed.acks_forgotten else 0)
+    if handled.repeated() > explained:
         again = [f"{mark_of(publisher, number)} ({count} times)" for publisher, number, count in handled if count > 1]
-        _report(rig, "repeated", again, f"{name}, where the faults explain {allowed.repeats}")
+        _report(rig, "repeated", again, f"{name}, where the faults explain {explained}")
     most = 1 + allowed.repeats_each
     _report(rig, "repeated", [f"{mark_of(p, n)} ({count} times)" for p, n, count in handled if count > most], name)
     wrongly = [one for one in buried if not ends_buried(act_of(rig.plan, one[1]))]
@@ -137,6 +140,7 @@ async def _check_group(rig: Rig, name: str, group: Group, forgiven: set[tuple[in
     _report(rig, "reordered", group.disorder, name)
     _report(rig, "overrun", group.overruns, name)
     figures = {
+        "acks forgotten": rig.acks_forgotten[name],
         "begun": group.began,
         "handled": len(handled),
         "repeated": handled.repeated(),

@@ -45,7 +45,7 @@ async def everything(rig: Rig) -> Allowances:
     took = await rig.drained(rig.size.seconds + 60)
     rig.notes.append(f"drained {took:.1f} s after the last was published")
 
-    return Allowances(repeats=rig.size.messages // 10, repeats_each=5)
+    return Allowances(repeats=rig.size.messages // 20, acks_forgotten=True, repeats_each=5)
 
 
 class _Faults:

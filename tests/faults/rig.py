@@ -20,6 +20,7 @@ import redis.exceptions
 
 from eventbus.errors import TransportError
 from eventbus.redis import RedisTransport
+from eventbus.redis.keys import Keys
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.state import describe
 from eventbus.transport import Backlog
@@ -100,6 +101,8 @@ class Rig:
         self.plan: Plan = ()
         self.forgetful: list[tuple[float, float]] = []
         """From when to when the server took what it may not remember."""
+        self.acks_forgotten: Counter[str] = Counter()
+        """By group: what it had settled before the server was killed, and had not when the server was back."""
         self.wiped_at: float | None = None
         """When the data was deleted: what was acknowledged before may be lost."""
         self.began = time.monotonic()
@@ -236,27 +239,43 @@ class Rig:
     async def restart_server(self) -> float:
         """kill -9 and start again; when it was ready."""
         self.note_fault("server killed")
-        await self.server.kill()
 
-        return await self._start_again(0.0)
+        return await self._kill_and_start(0.0)
 
     async def cut_tail(self, seconds: float = 0.5) -> float:
         """The same, and the last half second of its file is gone."""
         self.note_fault("server killed, tail cut off")
-        await self.server.kill_and_cut(seconds)
 
-        return await self._start_again(seconds)
+        return await self._kill_and_start(seconds)
 
-    async def _start_again(self, cut: float) -> float:
+    async def _kill_and_start(self, cut: float) -> float:
+        before, settled = self.server.files(), {}
+        if cut:
+            await asyncio.sleep(cut)
+            settled = await self._settled()
+        await self.server.kill()
+        if cut:
+            self.server.cut_to(before)
         killed = time.monotonic()
         await self.server.start()
         ready = time.monotonic()
+        for group, count in (await self._settled() if cut else {}).items():
+            self.acks_forgotten[group] += max(0, settled.get(group, count) - count)
         if self.server.fsync == "everysec":  # then it does not write while the disk is busy, for up to two seconds
             self.forgetful.append((max(self._ready_since, killed - cut - 2.0), killed))
             await self.witness.look_again(self.client)
         self._ready_since = ready
 
         return ready
+
+    async def _settled(self) -> dict[str, int]:
+        """How many entries of the stream each group has settled, as the server has it; nothing of a server that does not say it."""
+        found: dict[str, int] = {}
+        for group in self.ledger.groups:
+            with suppress(redis.exceptions.RedisError, OSError):
+                found[group] = int(await self.client.hget(Keys(STREAM, group).state, "settled") or 0)
+
+        return found
 
     async def kill(self, member: Member) -> None:
         self.note_fault("consumer killed" if isinstance(member.job, ConsumerJob) else "publisher killed")

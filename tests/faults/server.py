@@ -8,7 +8,7 @@ import shutil
 import signal
 import struct
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,10 +74,14 @@ class Server:
 
     async def kill_and_cut(self, seconds: float) -> None:
         """kill -9 in so many seconds, and cut off what its file has grown by until then."""
-        before = self._files()
+        before = self.files()
         await asyncio.sleep(seconds)
         await self.kill()
-        for path, size in before.items():
+        self.cut_to(before)
+
+    def cut_to(self, sizes: Mapping[Path, int]) -> None:
+        """Let its files be as they were."""
+        for path, size in sizes.items():
             os.truncate(path, size)
 
     def freeze(self) -> None:
@@ -94,7 +98,7 @@ class Server:
         with self._clock.open("r+b") as file:
             file.write(struct.pack("d", offset))
 
-    def _files(self) -> dict[Path, int]:
+    def files(self) -> dict[Path, int]:
         """The append-only files and their sizes. There is a folder of them since Redis 7, before that a single one."""
         paths = (self._directory / "data").glob("**/appendonly.aof*")
 
