@@ -39,6 +39,8 @@ class EmbeddedServer:
     `executable` names another server than `find_executable()` would choose, and `options` are further arguments for
     it, which overrule ours: `options=["--maxmemory", "64mb"]`.
 
+    Its address stays the same when it is started again, so that clients find it there.
+
     `start()` returns when the server answers (after some 20 ms, or when it has loaded its data), and raises
     `Unavailable` with the end of its log when it ends instead, or says nothing for ten seconds. `stop()` returns when
     the process is gone. Doing either twice does nothing more. A forked child may use the server but cannot stop it.
@@ -50,13 +52,16 @@ class EmbeddedServer:
         self.executable = _chosen(executable)
         self.options = tuple(options)
         self._life: _Life | None = None
+        self._address: Path | None = None
+        """Of the last life, if there was one."""
 
     def start(self) -> Self:
         if self.running:
             return self
         self.stop()
 
-        self._life = _begin(self.path, self.executable, self.options)
+        self._life = _begin(self.path, self.executable, self.options, self._address)
+        self._address = self._life.socket
         try:
             _wait_until_ready(self._life, self.executable)
         except BaseException:
@@ -190,7 +195,7 @@ class _Life:
 _lives: set[_Life] = set()
 
 
-def _begin(path: Path | None, executable: Path, options: Sequence[str]) -> _Life:
+def _begin(path: Path | None, executable: Path, options: Sequence[str], before: Path | None) -> _Life:
     if os.name != "posix":
         raise ConfigurationError(f"no server can be embedded on {platform.system()}: use memory:// or redis://…")
 
@@ -199,7 +204,7 @@ def _begin(path: Path | None, executable: Path, options: Sequence[str]) -> _Life
         if path is not None and len(os.fsencode(path / "server.sock")) <= _LONGEST_SOCKET:
             nest, temporary = path, None
         else:
-            nest = temporary = _temporary_directory()
+            nest = temporary = _temporary_directory(before)
             undo.callback(shutil.rmtree, temporary, ignore_errors=True)
         home = path or nest
         address = nest / "server.sock"
@@ -320,7 +325,13 @@ def _claim(path: Path, held: ExitStack) -> int:
             return lock
 
 
-def _temporary_directory() -> Path:
+def _temporary_directory(before: Path | None) -> Path:
+    if before is not None:
+        with suppress(OSError):  # the same again, unless somebody else has taken the name
+            before.parent.mkdir(mode=0o700)
+
+            return before.parent
+
     directory = tempfile.mkdtemp(prefix="eventbus-")
     if len(os.fsencode(directory)) + len("/server.sock") > _LONGEST_SOCKET:
         os.rmdir(directory)

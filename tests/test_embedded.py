@@ -221,15 +221,27 @@ sys.stdin.read()
 
 def test_a_server_that_dies_by_itself_is_noticed() -> None:
     with EmbeddedServer() as server:
-        pid, directory = server.pid, server.socket.parent
+        pid, address = server.pid, server.socket
         assert server.running
 
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not server.running, description="the death was noticed")
 
-        assert not directory.exists()
+        assert not address.parent.exists()
         assert pid != server.start().pid
         assert server.running
+        assert address == server.socket
+
+
+def test_it_moves_when_its_address_was_taken_by_another() -> None:
+    with EmbeddedServer() as server:
+        address = server.socket
+        server.stop()
+        address.parent.mkdir()
+        try:
+            assert address != server.start().socket
+        finally:
+            address.parent.rmdir()
 
 
 def test_a_path_keeps_the_data(tmp_path: Path) -> None:
@@ -300,6 +312,8 @@ def test_a_path_too_long_for_a_socket_is_a_path_all_the_same(tmp_path: Path) -> 
         nest = server.socket.parent
         assert path != nest
         client.set("dune", "on the shelf")
+        server.stop()
+        assert nest == server.start().socket.parent
 
     assert not nest.exists()
     with EmbeddedServer(path) as server, redis.Redis.from_url(server.url) as client:

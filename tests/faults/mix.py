@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import signal
 import time
 from collections.abc import Awaitable, Callable
 
@@ -95,7 +96,9 @@ class _Faults:
 
     async def end_consumer(self) -> None:
         self._rig.note_fault("SIGTERM")
-        (await self._any_consumer().running()).terminate()
+        worker = await self._any_consumer().running()
+        await self._rig.until(lambda: worker.minds(signal.SIGTERM), "the consumer has a handler for SIGTERM")
+        worker.terminate()
 
     async def kill_server(self) -> None:
         await self._rig.restart_server()
