@@ -77,7 +77,8 @@ async def kills(rig: Rig) -> Allowances:
         victim = rig.rng.choice(members)
         pid = (await victim.running()).pid
         if number == rig.size.faults - 1:
-            await rig.until(lambda pid=pid: _is_at_work(rig, "g", pid), "the consumer is at work")
+            await _busy(rig, victim)
+            pid = (await victim.running()).pid
         await rig.kill(victim)
     left = await _held_by(rig, "g", pid)
     took = await rig.until(lambda: _settled(rig, "g", left), "what the last one held is settled")
@@ -194,7 +195,7 @@ async def clocks(rig: Rig) -> Allowances:
         rig.server.set_clock(offset)
         await rig.resumed("g", time.monotonic())
         victim = members[number]
-        await rig.until(lambda victim=victim: _is_at_work_all(rig, [victim]), "it holds some")
+        await _busy(rig, victim)
         held = await _held_by(rig, "g", (await victim.running()).pid)
         await rig.kill(victim)
         took = await rig.until(lambda held=held: _settled(rig, "g", held), f"what a killed process held is settled, {name}")
@@ -445,6 +446,13 @@ async def _held_by(rig: Rig, group: str, pid: int) -> set[bytes]:
 
 async def _is_at_work(rig: Rig, group: str, pid: int) -> bool:
     return bool(await _held_by(rig, group, pid))
+
+
+async def _busy(rig: Rig, member: Member, messages: int = 200) -> None:
+    """Wait until a consumer of the group ``g`` holds some; so many more are published for it, since the others may be at their end."""
+    await rig.publish(1, first=len(rig.publishers()), messages=messages, seconds=0.1)
+    pid = (await member.running()).pid
+    await rig.until(lambda: _is_at_work(rig, "g", pid), "the consumer is at work")
 
 
 async def _is_at_work_all(rig: Rig, members: list[Member]) -> bool:
