@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.environments import missing, python_for
 from benchmarks.plot import plot
-from benchmarks.rows import CALLS, Goal, Result, Run, goals
+from benchmarks.rows import Goal, Result, Run, goals, others
 from benchmarks.server import VARIABLE, Server
 from benchmarks.side import MARK
 
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     chosen = [goal for goal in goals(quick=options.quick) if _is_chosen(goal, options.case)]
     runs = list(dict.fromkeys(run for goal in chosen for run in goal.runs))
-    if any(goal.case == "drain" for goal in chosen):
-        runs.append(CALLS)
+    cases = {*(goal.case for goal in chosen), *(options.case or others())}
+    runs += [run for case, beside in others(quick=options.quick).items() if case in cases for run in beside]
     pythons = {side: python_for(side, options.peers) for side in dict.fromkeys(run.side for run in runs)}
     for side in [side for side, python in pythons.items() if python is None]:
         _say(f"skipped: {missing(side)}")
@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 _say(f"round {number}/{options.rounds}  {run!s:64} {time.monotonic() - began:5.1f} s  {told}")
 
     _print_runs(runs, rounds)
-    judged = _print_goals(chosen, rounds)
+    judged = _print_goals(chosen, rounds) if chosen else []
     if options.json is not None:
         options.json.write_text(json.dumps(_kept(about, chosen, runs, rounds), indent=1) + "\n")
         _say(f"written: {options.json}")
@@ -200,16 +200,18 @@ def _judged(goal: Goal, rounds: Sequence[Round]) -> tuple[str, ...]:
 def _markdown(about: dict[str, str], chosen: Sequence[Goal], runs: Sequence[Run], rounds: Sequence[Round]) -> str:
     """The tables for `docs/performance.md`."""
     judged = [_judged(goal, rounds) for goal in chosen]
-    lines = [
-        f"{', '.join(about.values())}; medians of {len(rounds)} rounds, and their range.",
-        "",
-        "| # | measured | `python -m benchmarks` | median | range | at least | goal | |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
+    lines = [f"{', '.join(about.values())}; medians of {len(rounds)} rounds, and their range.", ""]
+    if chosen:
+        lines += [
+            "| # | measured | `python -m benchmarks` | median | range | at least | goal | |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
     for goal, (row, text, median, least, most, *asked, verdict) in zip(chosen, judged, strict=True):
         spread = f"{least} to {most}" if median else ""
         lines.append(f"| {row} | {text} | `{goal.case}` | {median} | {spread} | {' | '.join(asked)} | {verdict} |")
-    lines += ["", "| run | a second | range | client µs | server µs | |", "|---|---|---|---|---|---|"]
+    if chosen:
+        lines.append("")
+    lines += ["| run | a second | range | client µs | server µs | |", "|---|---|---|---|---|---|"]
     for name, middle, least, most, client, server, more in (_row(run, rounds) for run in runs):
         spread = f"{least} to {most}" if least else ""
         lines.append(f"| {name} | {middle} | {spread} | {client} | {server} | {more} |")
@@ -274,7 +276,7 @@ def _say(line: str) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    cases = list(dict.fromkeys(goal.case for goal in goals()))
+    cases = list(dict.fromkeys([*(goal.case for goal in goals()), *others()]))
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure eventbus beside the limit and the peers.",
         epilog="Exit code 1: a figure is below what is asked at least, or could not be measured.",

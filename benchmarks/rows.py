@@ -19,7 +19,9 @@ class Run:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        return f"{self.side} {self.case}" + "".join(f" {name}={value:,}" for name, value in self.options)
+        return f"{self.side} {self.case}" + "".join(
+            f" {name}={value if isinstance(value, str) else format(value, ',')}" for name, value in self.options
+        )
 
 
 @dataclass(frozen=True)
@@ -158,5 +160,14 @@ def goals(*, quick: bool = False) -> list[Goal]:
     ]  # fmt: skip
 
 
-CALLS: Final = Run("ours", "calls", (("n", 5_000),))
-"""Belongs to the row `drain`, and has no goal: how many functions are called for each message."""
+def others(*, quick: bool = False) -> dict[str, tuple[Run, ...]]:
+    """What is measured beside the rows and has no goal, by case: it belongs to a row's case, or is one of its own."""
+    n = 200 if quick else 2_000
+    of_a_session = [
+        Run("transactions", case, (("n", n), ("database", database)))
+        for database in ("sqlite", "postgresql")
+        for case in ("bare", "stored", "published")
+    ]
+    of_a_relay = [Run("transactions", "relay", (("n", n * 10), ("database", database))) for database in ("sqlite", "postgresql")]
+
+    return {"drain": (Run("ours", "calls", (("n", 5_000),)),), "transactions": (*of_a_session, *of_a_relay)}

@@ -84,11 +84,12 @@ class Database:
         """The INSERT of this database, which can say what happens ON CONFLICT."""
         return _DIALECTS[self.dialect].insert(table)
 
-    def insert_new(self, table: Table) -> Insert:
-        """An INSERT that passes over what is there already."""
-        insert: Insert = self.insert(table).on_conflict_do_nothing()
 
-        return insert
+def insert_new(table: Table, dialect: str) -> Insert:
+    """An INSERT that passes over what is there already."""
+    insert: Insert = _DIALECTS[dialect].insert(table).on_conflict_do_nothing()
+
+    return insert
 
 
 def _bind_of(session: AnySession, tables: Tables) -> AsyncEngine | AsyncConnection:

@@ -17,7 +17,7 @@ from typing import Any, Final, NamedTuple, Protocol, runtime_checkable
 from sqlalchemy import ColumnElement, and_, func, null, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from eventbus.sqlalchemy.database import Database
+from eventbus.sqlalchemy.database import Database, insert_new
 from eventbus.sqlalchemy.schema import Tables, from_now
 from eventbus.transport import Transport
 
@@ -90,7 +90,9 @@ class Server:
             newest = select(func.max(messages.c.sent_at)).scalar_subquery()
             async with self._database.transaction() as connection:
                 await connection.execute(
-                    self._database.insert_new(servers).values(server=self._name, seen_at=func.coalesce(newest, from_now()))
+                    insert_new(servers, self._database.dialect).values(
+                        server=self._name, seen_at=func.coalesce(newest, from_now())
+                    )
                 )
                 row = (await connection.execute(query)).one()
 

@@ -20,6 +20,7 @@ from typing import Any
 from sqlalchemy import (
     JSON,
     BigInteger,
+    BindParameter,
     Column,
     DateTime,
     Dialect,
@@ -61,8 +62,8 @@ class from_now(FunctionElement[datetime]):  # noqa: N801 - reads as the function
     type = Moment()
     inherit_cache = True
 
-    def __init__(self, seconds: float = 0.0) -> None:
-        super().__init__(literal(float(seconds), Float(53)))
+    def __init__(self, seconds: float | BindParameter[float] = 0.0) -> None:
+        super().__init__(literal(float(seconds), Float(53)) if isinstance(seconds, int | float) else seconds)
 
 
 @compiles(from_now, "postgresql")
