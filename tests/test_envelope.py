@@ -670,11 +670,11 @@ def test_the_largest_inputs_are_refused_quickly() -> None:
 def within(seconds: float, cls: type[Event], payload: bytes, content_type: str) -> None:
     import time
 
-    began = time.perf_counter()
+    began = time.thread_time()
     try:
         decode(cls, payload, content_type)
     finally:
-        assert time.perf_counter() - began < seconds
+        assert time.thread_time() - began < seconds
 
 
 # ------------------------------------------------------------------------------------------------------- in a thread, in bulk

@@ -59,9 +59,13 @@ def test_importing_it_imports_no_driver_and_no_extra() -> None:
     assert [] == [name for name in EXTRAS if name in loaded]
 
 
-def test_importing_it_is_quick() -> None:
-    """Under 150 ms, the best of five: the others measure the machine."""
-    assert min(import_seconds() for _ in range(5)) < 0.150
+def test_importing_it_brings_little() -> None:
+    """How long that takes, the row `start` of the benchmarks measures; here is what would take long."""
+    code = "import sys; before = set(sys.modules); import eventbus; print(*(set(sys.modules) - before))"
+    loaded = python("-c", code).stdout.split()
+
+    assert set() == {"asyncio", "email", "http", "importlib.metadata", "secrets", "ssl", "subprocess", "tempfile"} & set(loaded)
+    assert len(loaded) < 200
 
 
 @pytest.mark.parametrize("module", ["embedded", "errors", "memory", "messages", "retry", "transport"])
@@ -143,16 +147,6 @@ def imported_names(path: Path) -> Iterator[str]:
                 yield from (alias.name for alias in names)
             case ast.ImportFrom(module=str(module), level=0):
                 yield module
-
-
-def import_seconds() -> float:
-    """What `python -X importtime` says of `import eventbus`, all that it imports included."""
-    for line in reversed(python("-X", "importtime", "-c", "import eventbus").stderr.splitlines()):
-        _, cumulative, name = line.rpartition(": ")[2].split("|")
-        if name.strip() == "eventbus":
-            return int(cumulative) / 1_000_000
-
-    raise AssertionError("python -X importtime does not mention eventbus")
 
 
 def python(*arguments: str) -> "subprocess.CompletedProcess[str]":
