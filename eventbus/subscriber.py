@@ -187,8 +187,6 @@ class Subscriber:
             error = only_one(group, beside=anyio.get_cancelled_exc_class())
         finally:
             self._runs.discard(run)
-            run.send.close()
-            run.receive.close()
             logger.info(
                 "%s/%s: stopped; %d handled, %d retried, %d buried, %d ignored",
                 "+".join(self.streams), self.group, run.handled, run.retried, run.buried, run.ignored,
@@ -233,9 +231,9 @@ class _Run:
         self.handled = self.duplicates = self.ignored = self.retried = self.buried = self.lost_leases = 0
         self.last_progress: float | None = None
         self.waiting: deque[Delivery] = deque()
-        self.idle = 0
-        """Workers that wait to be called; each item of the stream is a call to one of them to look at what waits."""
-        self.send, self.receive = anyio.create_memory_object_stream[None](float("inf"))
+        self.idle: list[anyio.Event] = []
+        """Of the workers that have nothing to do: the event that calls one of them to look at what waits."""
+        self.closed = False
         self.types = {name.encode(): message_type for name, message_type in subscriber.bus.types().items()}
         self.names = {split_type(name)[0] for name in subscriber.bus.types()}
         self.decoders: dict[bytes, Callable[[bytes], Message]] = {}
@@ -321,20 +319,22 @@ class _Run:
             if not deliveries:
                 return
             self.in_hand += len(deliveries)
-            some = deliveries[::8]
-            size = sum(map(len, chain.from_iterable([delivery.fields for delivery in some]))) // len(some) + 1
             self.waiting += deliveries
-            for _ in range(min(len(deliveries), self.idle)):
-                self.send.send_nowait(None)
+            for _ in range(min(len(deliveries), len(self.idle))):
+                self.idle.pop().set()
             if len(deliveries) <= concurrency:
                 await anyio.lowlevel.checkpoint()  # their handlers first: what is quick is acked along with the next read
+            some = deliveries[::8]
+            size = sum(map(len, chain.from_iterable([delivery.fields for delivery in some]))) // len(some) + 1
 
     def _take_back(self) -> None:
         """What no worker has started on will be given back."""
         for waiting in (self.suspects, self.waiting):
             self.left += waiting
             waiting.clear()
-        self.send.close()
+        self.closed = True
+        while self.idle:
+            self.idle.pop().set()
 
     # ------------------------------------------------------------------------------------------------------------ work
 
@@ -353,14 +353,12 @@ class _Run:
                 delivery = suspects.popleft()
             elif waiting:
                 delivery = waiting.popleft()
+            elif self.closed:
+                return False
             else:
-                self.idle += 1
-                try:
-                    await self.receive.receive()
-                except anyio.EndOfStream:
-                    return False
-                finally:
-                    self.idle -= 1
+                call = anyio.Event()
+                self.idle.append(call)
+                await call.wait()
                 continue
             if delivery.suspect and self.suspect_running and not delivery.lost:
                 suspects.append(delivery)
