@@ -73,7 +73,7 @@ def goals(*, quick: bool = False) -> list[Goal]:
     dispatch = {side: run(side, "dispatch", n=scaled(20_000)) for side in ("ours", "plain", "messagebus")}
     latency = {side: run(side, "latency", rate=200, seconds=1 if quick else 10) for side in ("ours", "raw", "hand", "faststream")}
     memory = run("ours", "memory", n=scaled(1_000_000), warm_up=scaled(100_000))
-    few, many = {"n": scaled(10_000), "times": 5}, {"n": scaled(200_000)}
+    few, many = {"n": scaled(10_000), "times": 5}, {"n": scaled(400_000)}
     small, usual = run("ours", "drain", **few), run("ours", "drain", **many)
     grown = {
         "backlog 10 k → 1 M": (small, run("ours", "drain", **few, backlog=scaled(1_000_000))),
