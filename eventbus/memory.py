@@ -482,8 +482,10 @@ class _Group:
             self.settled += 1
 
     def orphan(self, held: _Held, until: float, *, started: bool) -> None:
-        """From that time on another consumer may claim it."""
+        """From that time on another consumer may claim it. What had not started, or was given back, is no suspect."""
         held.until, held.suspect = until, started
+        if not started:
+            held.crashes = 0
         self.orphans[held.source, held.id] = held
 
     def take(self, subscription: MemorySubscription, now: float, limit: int) -> Iterator[Delivery]:

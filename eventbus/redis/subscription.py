@@ -489,10 +489,11 @@ class RedisSubscription:
             if self._held.pop((delivery.source, delivery.source_id), None) is not None:
                 by_source.setdefault(delivery.source, []).append(delivery.source_id)
         for source, ids in by_source.items():
+            state = self._sources[source].state
             for at in range(0, len(ids), PER_CALL):
                 try:
                     await self._control.run(
-                        RELEASE.call(source, args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]))
+                        RELEASE.call(source, state, args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]))
                     )
                 except TransportError as exc:
                     logger.warning(

@@ -901,6 +901,24 @@ class TransportContract:
                 assert await subscription.begin(delivery)
                 assert await subscription.retry(delivery, after=0.0)
 
+    async def test_starts_are_counted_anew_when_it_was_released(self, transport: Transport, stream: str) -> None:
+        """Who gave it back at its end did not die of it."""
+        await transport.publish(things(stream, 1))
+        request = self.request(stream, max_crashes=1)
+        for _ in range(2):
+            async with transport.subscribe(request) as subscription:
+                [delivery] = await self.take_in_time(transport, subscription, 1)
+
+                assert not delivery.suspect
+
+                await self.crash(subscription)
+            async with transport.subscribe(request) as subscription:
+                [delivery] = await self.take_in_time(transport, subscription, 1)
+
+                assert await subscription.begin(delivery)
+
+                await subscription.release([delivery])
+
     async def test_what_was_released_goes_to_a_peer_as_if_it_had_never_been_taken(
         self, transport: Transport, stream: str
     ) -> None:

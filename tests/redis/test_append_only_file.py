@@ -19,7 +19,7 @@ from redis.retry import Retry
 from eventbus.embedded import EmbeddedServer
 from eventbus.errors import Unavailable
 from eventbus.redis.keys import Keys
-from eventbus.redis.scripts import ACK, BURY, BY_SHA, DUE, JOIN, PUBLISH, RELEASE, RETRY, Script
+from eventbus.redis.scripts import ACK, BEGIN, BURY, BY_SHA, DUE, JOIN, PUBLISH, RELEASE, RETRY, Script
 from eventbus.testing.servers import find_servers
 from tests.redis.conftest import _name
 
@@ -145,7 +145,9 @@ def requeue(server: Server) -> Call:
 
 @case
 def release(server: Server) -> Call:
-    return call("release", S, args=("g", "me", *server.held("a", "b", "c")))
+    ids = server.held("a", "b", "c")
+    server.run(BEGIN, S, KEYS.state, args=("g", "me", ids[0]))
+    return call("release", S, KEYS.state, args=("g", "me", *ids))
 
 
 @case
@@ -157,7 +159,7 @@ def renew(server: Server) -> Call:
 def sweep(server: Server) -> Call:
     stale, released, gone, _ = server.held("a", "b", "c", "d")
     server.client.xclaim(S, "g", "me", 0, [stale, gone], idle=70_000, justid=True)
-    server.run(RELEASE, S, args=("g", "me", released))
+    server.run(RELEASE, S, KEYS.state, args=("g", "me", released))
     server.client.xdel(S, gone)
     return call("sweep", S, KEYS.state, args=("g", "other", 60_000, "0-0", 100, 1))
 
