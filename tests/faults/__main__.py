@@ -44,6 +44,7 @@ async def _run(chosen: Workload, seed: int, options: argparse.Namespace) -> bool
     variant = os.environ.get(broken.VARIABLE, "")
     say_on_stderr(f"{chosen.name}: {chosen.shows} (seed {seed}, {size.messages:,} messages, {size.faults:,} faults)")
     began = time.monotonic()
+    asyncio.get_running_loop().call_later(150 + 10 * size.seconds, _give_up)
     async with Rig.assembled(
         chosen.name, size, seed, broken=variant, executable=options.server, keep=options.keep, say=None if options.quiet else say_on_stderr
     ) as rig:  # fmt: skip
@@ -63,6 +64,15 @@ async def _run(chosen: Workload, seed: int, options: argparse.Namespace) -> bool
         print(f"  again: {repeat_command(chosen, size, seed, variant)}")
 
     return not rig.violations
+
+
+def _give_up() -> None:
+    """A run that does not end says where it stands. Its processes end with this one."""
+    print("VIOLATED stuck: the run does not end; its tasks wait here:", flush=True)
+    for task in asyncio.all_tasks():
+        task.print_stack(file=sys.stdout)
+    sys.stdout.flush()
+    os._exit(1)
 
 
 def size_of(chosen: Workload, options: argparse.Namespace) -> Size:
