@@ -103,7 +103,8 @@ class Server:
         that was sent, if that is earlier. The new run id is noted in the same transaction: who is killed before its end has done nothing
         that would not be done again.
 
-        What waits to be sent is counted as restored too: whoever has sent it to the old run, and is about to mark it, marks nothing.
+        What waits to be sent is counted as restored too: whoever has sent it to the old run, and is about to mark it, marks nothing. And it
+        is due at once, since nobody else sends it then.
         """
         servers, messages = self._tables.servers, self._tables.messages
         columns = messages.c
@@ -117,7 +118,8 @@ class Server:
             note = update(servers).where(servers.c.server == self._name, servers.c.run_id.is_not_distinct_from(known.run_id))
             if not (await connection.execute(note.values(run_id=run_id, seen_at=known.now))).rowcount:
                 return count  # another relay has done it
-            await connection.execute(update(messages).where(columns.due_at.is_not(None)).values(restored=columns.restored + 1))
+            waiting = update(messages).where(columns.due_at.is_not(None))
+            await connection.execute(waiting.values(due_at=from_now(), restored=columns.restored + 1))
             count += await self._make_due(connection, columns.sent_at >= recent)
         logger.log(
             logging.INFO if known.run_id is None else logging.WARNING,
