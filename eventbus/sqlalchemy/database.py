@@ -9,7 +9,7 @@ from typing import Any
 import anyio
 from sqlalchemy import Insert, Table, literal, select
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, async_scoped_session, async_sessionmaker
 
@@ -120,8 +120,13 @@ def is_busy(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the database could not be reached, or broke off: the same may go well when it is back."""
+    """Whether the database could not be reached, or broke off: the same may go well when it is back.
+
+    psycopg gives no code to what goes wrong while it connects, be it a password: that is waited for, too, and said in the log.
+    """
     if isinstance(error, DBAPIError) and error.connection_invalidated:
+        return True
+    if isinstance(error, OperationalError) and not _code(error) and not _sqlite_code(error):
         return True
 
     return isinstance(error, OSError | TimeoutError | PoolTimeout) or _code(error).startswith(_AWAY)

@@ -11,7 +11,7 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from sqlalchemy import Boolean, Float, Insert, Select, Table, Update, bindparam, case, func, literal, null, select, text, update
+from sqlalchemy import Boolean, Executable, Float, Insert, Select, Table, Update, bindparam, case, func, literal, null, select, text, update
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 
@@ -98,7 +98,7 @@ class SqlMessageStore:
         self._claimed = delivery.envelope.id, group
         row = {"group": group, "envelope_id": delivery.envelope.id}
         try:
-            return await _rows(self.session, self._statements.claim, row) == 1
+            return await _insert(self.session, self._statements.claim, row)
         except DBAPIError as exc:
             if is_busy(exc):
                 raise Retry(f"another transaction is in the way: {exc.orig}", after=random.uniform(0.05, 0.5)) from exc
@@ -168,17 +168,17 @@ class SqlMessageStore:
                 return (await connection.execute(found)).first() is not None
             await connection.execute(text(f"SET LOCAL lock_timeout = {WAIT_FOR_COMMIT * 1000:.0f}"))
             async with connection.begin_nested() as trial:
-                inserted = await _rows(connection, insert_new(table, database.dialect), row)
+                inserted = await _insert(connection, _returning(insert_new(table, database.dialect)), row)
                 await trial.rollback()
 
-            return inserted == 0
+            return not inserted
 
 
 @dataclass(frozen=True)
 class _Statements:
     """Those of every transaction."""
 
-    claim: Insert
+    claim: Executable
     add: Insert
     notify: Select[Any] | None
     mark: Update
@@ -191,8 +191,10 @@ def _statements(tables: Tables, dialect: str) -> _Statements:
     due = case((bindparam("outgoing", type_=Boolean()), from_now(bindparam("relay_after", type_=Float(53)))))
 
     return _Statements(
-        claim=insert_new(tables.inbox, dialect).values(
-            group=bindparam("group"), envelope_id=bindparam("envelope_id"), handled_at=from_now()
+        claim=_returning(
+            insert_new(tables.inbox, dialect).values(
+                group=bindparam("group"), envelope_id=bindparam("envelope_id"), handled_at=from_now()
+            )
         ),
         add=insert_new(tables.messages, dialect).values(due_at=due),
         notify=select(func.pg_notify(tables.channel, "")) if dialect == "postgresql" else None,
@@ -204,9 +206,11 @@ def _statements(tables: Tables, dialect: str) -> _Statements:
     )
 
 
-async def _rows(executor: AnySession | AsyncConnection, statement: Insert, row: Mapping[str, Any] | None = None) -> int:
-    """How many rows a statement has changed."""
-    result: Any = await executor.execute(statement, row)
-    count: int = result.rowcount
+def _returning(insert: Insert) -> Executable:
+    """So that the database says whether a row was inserted: not every driver counts them."""
+    return insert.returning(literal(1))
 
-    return count
+
+async def _insert(executor: AnySession | AsyncConnection, statement: Executable, row: Mapping[str, Any]) -> bool:
+    """Whether a row was not there, and is now."""
+    return (await executor.execute(statement, row)).first() is not None

@@ -154,6 +154,7 @@ def test_a_server_that_is_not_there_is_one_line(eventbus: Command, shop: Shop, h
     ("url", "said"),
     [
         ("postgresql+asyncpg://club:secret@127.0.0.1:1/club", "no answer from postgresql+asyncpg://club:***@127.0.0.1:1/club: "),
+        ("postgresql+psycopg://club:secret@127.0.0.1:1/club", "no answer from postgresql+psycopg://club:***@127.0.0.1:1/club: "),
         ("sqlite+aiosqlite:////nowhere/shop.db", "no answer from sqlite+aiosqlite:////nowhere/shop.db: OperationalError"),
     ],
 )
@@ -166,8 +167,9 @@ def test_a_database_that_is_not_there_is_one_line(eventbus: Command, shop: Shop,
     assert "secret" not in done.stderr
 
 
-def test_it_can_wait_for_the_database(start: Start, shop: Shop) -> None:
-    url = "postgresql+asyncpg://club@127.0.0.1:1/club"
+@pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
+def test_it_can_wait_for_the_database(start: Start, shop: Shop, driver: str) -> None:
+    url = f"postgresql+{driver}://club@127.0.0.1:1/club"
     with start("relay", "shop:sending", "--wait", "0.5", DATABASE_URL=url) as process:
         process.line("waiting up to 0.5 s: no answer from")
 

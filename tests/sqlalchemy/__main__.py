@@ -15,7 +15,7 @@ from typing import Any
 
 from eventbus.embedded import EmbeddedServer
 from tests.sqlalchemy import disasters, relays, sums
-from tests.sqlalchemy.conftest import DATABASES, engine_on, make_tables
+from tests.sqlalchemy.conftest import DRIVERS, engine_on, make_tables
 from tests.sqlalchemy.postgres import postgres
 
 SIZES: dict[str, tuple[Any, Any]] = {
@@ -38,8 +38,8 @@ def main(arguments: list[str] | None = None) -> int:
     logging.disable()  # troubles are what it is about
     run, size = options.run, SIZES[options.run][options.short]
     wrong = 0
-    for database in DATABASES if options.database == "both" else (options.database,):
-        with a_database(database) as url:
+    for database in DRIVERS if options.database == "both" else (options.database,):
+        with a_database(database, options.driver) as url:
             if run in WITH_SERVERS:
                 wrong += _tell(f"{run}, {database}: {size}", WITH_SERVERS[run](url, options.server, size))
             else:
@@ -62,13 +62,14 @@ def _tell(title: str, run: Coroutine[Any, Any, list[str]]) -> int:
 
 
 @contextmanager
-def a_database(name: str) -> Iterator[str]:
+def a_database(name: str, driver: str | None = None) -> Iterator[str]:
     """The URL of a new one, with the tables."""
     with ExitStack() as stack:
         if name == "postgresql":
-            url = stack.enter_context(postgres())
+            place = stack.enter_context(postgres())
         else:
-            url = f"sqlite+aiosqlite:///{Path(stack.enter_context(tempfile.TemporaryDirectory())) / 'club.db'}"
+            place = f":///{Path(stack.enter_context(tempfile.TemporaryDirectory())) / 'club.db'}"
+        url = f"{name}+{driver or DRIVERS[name][0]}{place}"
         asyncio.run(_prepare(url))
         yield url
 
@@ -82,7 +83,8 @@ async def _prepare(url: str) -> None:
 def _options(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.sqlalchemy", description=__doc__)
     parser.add_argument("run", choices=list(SIZES))
-    parser.add_argument("--database", choices=[*DATABASES, "both"], default="both")
+    parser.add_argument("--database", choices=[*DRIVERS, "both"], default="both")
+    parser.add_argument("--driver", help="asyncpg or psycopg, of PostgreSQL")
     parser.add_argument("--short", action="store_true", help="the sizes of the test suite")
     parser.add_argument("--server", metavar="PATH", help="the server to start")
 

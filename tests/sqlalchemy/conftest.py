@@ -1,7 +1,10 @@
-"""The SQL tables on both databases: SQLite in a file, and a PostgreSQL of our own where its programs are. aiosqlite and asyncpg run under
-asyncio, so these do.
+"""The SQL tables on both databases: SQLite in a file, and a PostgreSQL of our own where its programs are, through asyncpg and through
+psycopg. These drivers run under asyncio, so the tests do.
+
+What takes long is not tried through psycopg, unless EVENTBUS_TEST_DRIVERS is ``all``.
 """
 
+import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,18 +19,24 @@ from eventbus.sqlalchemy import TABLES
 from tests.sqlalchemy.club import METADATA
 from tests.sqlalchemy.postgres import NoPostgres, postgres
 
-DATABASES = ("sqlite", "postgresql")
+DRIVERS = {"sqlite": ["aiosqlite"], "postgresql": ["asyncpg", "psycopg"]}
+"""Of each database, the one that we use first."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Every behaviour on both; ``@pytest.mark.only("postgresql")`` where the other has it not."""
+    """Every behaviour on both; ``@pytest.mark.only("postgresql")`` where the other has it not. ``one_driver`` is said of what takes long."""
     if "database" in metafunc.fixturenames:
-        only = metafunc.definition.get_closest_marker("only")
-        metafunc.parametrize("database", DATABASES if only is None else only.args, indirect=True)
+        only, one = (metafunc.definition.get_closest_marker(name) for name in ("only", "one_driver"))
+        drivers = None if one is None or os.environ.get("EVENTBUS_TEST_DRIVERS") == "all" else 1
+        names = DRIVERS if only is None else only.args
+        metafunc.parametrize(
+            "database", [f"{name}+{driver}" for name in names for driver in DRIVERS[name][:drivers]], indirect=True
+        )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "only(*databases): not to be run on the other databases")
+    config.addinivalue_line("markers", "one_driver: takes long, and is run through one driver of each database")
 
 
 @pytest.fixture
@@ -37,13 +46,13 @@ def anyio_backend() -> str:
 
 @pytest.fixture(scope="session")
 def postgresql() -> Iterator[str]:
-    """The URL of a PostgreSQL that runs as long as the tests do."""
+    """Where a PostgreSQL is that runs as long as the tests do."""
     with ExitStack() as running:
         try:
-            url = running.enter_context(postgres())
+            place = running.enter_context(postgres())
         except NoPostgres as exc:
             pytest.skip(str(exc))
-        yield url
+        yield place
 
 
 @dataclass(frozen=True)
@@ -70,10 +79,9 @@ class Database:
 
 @pytest.fixture
 async def database(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Database]:
-    if request.param == "postgresql":
-        url = request.getfixturevalue("postgresql")
-    else:
-        url = f"sqlite+aiosqlite:///{tmp_path / 'club.db'}"
+    name = request.param.partition("+")[0]
+    place = request.getfixturevalue("postgresql") if name == "postgresql" else f":///{tmp_path / 'club.db'}"
+    url = f"{request.param}{place}"
     engine = engine_on(url)
     await make_tables(engine)
     yield Database(url, engine, async_sessionmaker(engine))

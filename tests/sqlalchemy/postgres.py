@@ -45,7 +45,7 @@ def find_programs() -> Path:
 
 @contextmanager
 def postgres() -> Iterator[str]:
-    """A server while the block runs; the SQLAlchemy URL of its database. `NoPostgres` if none can be started."""
+    """A server while the block runs; what follows the driver in the URL of its database. `NoPostgres` if none can be started."""
     programs = find_programs()
     user = _user()
     directory = Path(tempfile.mkdtemp(prefix="eventbus-pg-", dir="/tmp"))  # short: a socket's name may have 107 bytes
@@ -82,7 +82,7 @@ def postgres() -> Iterator[str]:
         assert guardian.stdin is not None
         try:
             _wait(directory, guardian)
-            yield f"postgresql+asyncpg://club@/postgres?host={directory}"
+            yield f"://club@/postgres?host={directory}"
         finally:
             guardian.stdin.close()
             guardian.wait(20)

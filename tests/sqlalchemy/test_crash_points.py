@@ -17,6 +17,7 @@ EVERY = {"publish": 3, "rollback": 1, "handle": 4, "send": 10, "restore": 13}
 """So many points are passed over; ``python -m tests.sqlalchemy.crash`` dies at each."""
 
 
+@pytest.mark.one_driver
 @pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to start")
 @pytest.mark.parametrize("scenario", SCENARIOS)
 async def test_crash_points(database: Database, scenario: str) -> None:

@@ -7,11 +7,13 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import func, insert, select, text
+from sqlalchemy import func, insert, make_url, select, text
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from eventbus import Envelope, Event, MemoryTransport, Metadata
 from eventbus.envelope import decode, new_id, now
@@ -113,6 +115,7 @@ async def test_what_was_sent_is_not_sent_again(database: Database, transport: Re
     assert [0, 1, 2, 3, 4] == transport.numbers
 
 
+@pytest.mark.one_driver
 async def test_what_its_process_may_still_send_is_left_alone(database: Database, transport: Recorder) -> None:
     """Until it is due: then the process has died, or could not."""
     await leave(database, Numbered(1), relay_after=IN_A_WEEK)
@@ -166,6 +169,7 @@ async def test_who_took_a_number_early_and_commits_late_is_not_passed_over(datab
 # ---------------------------------------------------------------------------------------------------------- many of them
 
 
+@pytest.mark.one_driver
 async def test_three_relays_send_each_message_once_and_in_order(database: Database, transport: Recorder) -> None:
     """3,000 messages on four streams, one of them the transport's own under two names."""
     await put(database, range(3000), (None, "a", "b", "events"))
@@ -188,6 +192,7 @@ async def test_three_relays_send_each_message_once_and_in_order(database: Databa
         assert (1500 if stream == "events" else 750) == len(numbers)
 
 
+@pytest.mark.one_driver
 async def test_a_stream_that_another_relay_is_at_is_left_to_it(database: Database, transport: Recorder) -> None:
     """Until its lease runs out, for it may have died; other streams are not held up."""
     await put(database, range(4), ("a", "b"))
@@ -215,6 +220,7 @@ async def test_a_relay_that_comes_back_too_late_sends_nothing(
     assert 3 == await left(database)
 
 
+@pytest.mark.one_driver
 async def test_a_relay_that_is_told_to_stop_finishes_its_batch(database: Database, transport: Recorder) -> None:
     """So that nobody has to send it again; and it gives the stream back."""
     await put(database, range(3))
@@ -300,6 +306,25 @@ async def test_a_server_that_is_away_is_waited_for(
     assert 1 == caplog.text.count("trying again")
 
 
+@pytest.mark.only("postgresql")
+async def test_a_database_that_is_away_is_waited_for(
+    database: Database, transport: Recorder, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """From the beginning on, here."""
+    await put(database, range(3))
+    place = tmp_path / "socket"
+    engine = create_async_engine(make_url(database.url).set(query={"host": str(place)}))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Relay(engine, transport, poll=0.01).run)
+        await wait_until(lambda: "trying again" in caplog.text, description="it says so")
+        place.symlink_to(str(make_url(database.url).query["host"]))
+        await wait_until(lambda: [0, 1, 2] == transport.numbers, description="it was sent")
+        tasks.cancel_scope.cancel()
+    await engine.dispose()
+
+
+@pytest.mark.one_driver
 async def test_a_stream_that_is_refused_does_not_stop_the_others(
     database: Database, transport: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

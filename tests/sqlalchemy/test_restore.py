@@ -179,6 +179,7 @@ async def test_what_others_have_sent_to_the_new_run_hides_nothing(database: Data
     assert [0, 1, 4, 5, 2, 3] == server.numbers
 
 
+@pytest.mark.one_driver
 async def test_what_was_sent_long_ago_is_looked_for_first(database: Database, server: Server) -> None:
     """The server knows the ids of the last ten minutes only: an orderly restart after a quiet hour must not send letters twice."""
     sending = await met(database, server)
@@ -231,6 +232,7 @@ async def test_who_marks_too_late_marks_nothing(database: Database, server: Serv
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.one_driver
 async def test_a_relay_that_dies_in_the_middle_of_it_does_no_harm(database: Database, server: Server) -> None:
     """What it has not sent yet is due, and sent by the next; also if the server dies again meanwhile."""
     sending = replace(await met(database, server), batch=2)
@@ -295,6 +297,7 @@ async def test_a_server_that_lives_is_noted_from_time_to_time(
     assert seen
 
 
+@pytest.mark.one_driver
 async def test_a_server_that_does_not_say_which_run_it_is(
     database: Database, server: Server, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -322,6 +325,7 @@ needs_server = pytest.mark.skipif(find_executable() is None, reason="no Valkey o
 
 
 @needs_server
+@pytest.mark.one_driver
 async def test_a_server_that_is_killed_and_loses_the_end_of_its_file(
     database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,10 @@ from eventbus.embedded import EmbeddedServer, find_executable
 from tests.sqlalchemy import disasters, relays, sums
 from tests.sqlalchemy.conftest import Database
 
-pytestmark = pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to start")
+pytestmark = [
+    pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to start"),
+    pytest.mark.one_driver,
+]
 
 
 @pytest.fixture
