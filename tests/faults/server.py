@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import redis.asyncio
 from redis.backoff import NoBackoff
@@ -83,6 +84,19 @@ class Server:
         """Let its files be as they were."""
         for path, size in sizes.items():
             os.truncate(path, size)
+
+    async def follow(self, url: str) -> None:
+        """Be a replica of the server there; returns when it has what that had."""
+        at = urlsplit(url)
+        async with self.client() as client:
+            await client.execute_command("REPLICAOF", at.hostname, str(at.port))
+            while (await client.info("replication"))["master_link_status"] != "up":
+                await asyncio.sleep(0.01)
+
+    async def promote(self) -> None:
+        """Be a replica no more."""
+        async with self.client() as client:
+            await client.execute_command("REPLICAOF", "NO", "ONE")
 
     def freeze(self) -> None:
         os.kill(self._server.pid, signal.SIGSTOP)

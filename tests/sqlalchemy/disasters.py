@@ -1,4 +1,4 @@
-"""A server that loses its newest writes under load: by power cuts, by failovers to a stale copy, and while the relay that restores is killed.
+"""A server that loses its newest writes under load: by power cuts, by failovers to a stale replica, and while the relay that restores is killed.
 
 Books are registered, announced through the outbox, counted once by readers with an inbox, and that is announced too. In the end everything
 that was committed is in the streams, and has had its effect, once.
@@ -10,7 +10,6 @@ import asyncio
 import itertools
 import os
 import random
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -28,6 +27,7 @@ from eventbus.errors import TransportError
 from eventbus.redis import RedisTransport
 from eventbus.sqlalchemy import TABLES, Relay, SqlMessageStore, relay
 from eventbus.testing import wait_until
+from eventbus.testing.faults import FaultProxy
 from tests.faults.server import Server
 from tests.sqlalchemy.club import BOOKS, EFFECTS, Club, Counted, Register, Registered, desk, reader
 from tests.sqlalchemy.conftest import engine_on
@@ -106,7 +106,7 @@ class Scene:
         self.transport = RedisTransport(self.url, stream=STREAM)
         self.rng = random.Random(0)
         self.lost = 0
-        """Entries that the server had taken and did not have any more, at least."""
+        """Entries that the server had taken, and did not have any more or never told its replica; at least."""
         self.deaths: Counter[str] = Counter()
         """Of relays that restored: where they had got to."""
         self.lives: list[Life] = []
@@ -114,13 +114,14 @@ class Scene:
         self._folder = folder
         self._executable = None if executable is None else Path(executable)
         self._server: Server
-        self._servers = 0
+        self._servers: list[Server] = []
         self._ended = False
 
     def _new_server(self) -> Server:
-        self._servers += 1
+        folder = self._folder / str(len(self._servers))
+        self._servers.append(Server(folder, executable=self._executable, options=["--repl-diskless-sync-delay", "0"]))
 
-        return Server(self._folder / str(self._servers), executable=self._executable)
+        return self._servers[-1]
 
     async def under(self, fault: Callable[[Scene], Awaitable[None]], faults: int) -> list[str]:
         """So many of them while everybody is at work. What was wrong."""
@@ -142,7 +143,8 @@ class Scene:
         finally:
             for life in self.lives:
                 life.kill()
-            await self._server.stop()
+            for server in self._servers:
+                await server.stop()
             await self.engine.dispose()
 
     # ----------------------------------------------------------------------------------------------------------------- faults
@@ -157,16 +159,21 @@ class Scene:
         await self._serve()
 
     async def fail_over(self) -> None:
-        """A copy that is half a second old takes its place, under its address."""
-        before = await self._entries()
-        old, self._server = self._server, self._new_server()
-        was, new = (self._folder / str(number) / "data" for number in (self._servers - 1, self._servers))
-        await asyncio.to_thread(shutil.copytree, was, new, ignore=shutil.ignore_patterns("server.*"))
-        await anyio.sleep(CUT)
-        self.lost += await self._entries() - before
-        await old.kill()
+        """The server dies when its replica has heard nothing for half a second, and the replica takes its place, under its address."""
+        old, replica = self._server, self._new_server()
+        await replica.start()
+        async with FaultProxy(old.url) as line, replica.client() as there:
+            await replica.follow(line.url)
+            synced = await there.xlen(STREAM)
+            await wait_until(lambda: _has_more(there, synced), description="the replica hears of what is new", timeout=PATIENCE)
+            line.stall()
+            await anyio.sleep(CUT)
+            taken = await self._entries()
+            await old.kill()
+            await replica.promote()
+            self.lost += taken - await there.xlen(STREAM)
+        self._server = replica
         await self._serve()
-        await old.stop()
 
     async def kill_restoring(self) -> None:
         """Cut, and a relay dies when it has begun to restore and has not sent everything; again until that was in the middle."""
@@ -249,6 +256,12 @@ class Scene:
                 wrong.append(f"{name}: {(committed - found).total()} lost, {(found - committed).total()} too many")
 
         return wrong
+
+
+async def _has_more(client: Any, entries: int) -> bool:
+    found: int = await client.xlen(STREAM)
+
+    return found > entries
 
 
 async def _run(database: str, executable: str | None, fault: Callable[[Scene], Awaitable[None]], faults: int) -> list[str]:

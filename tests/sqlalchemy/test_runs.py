@@ -43,7 +43,7 @@ async def test_power_cuts_lose_nothing(database: Database) -> None:
 
 
 @pytest.mark.only("sqlite")
-async def test_a_stale_server_in_its_place_loses_nothing(database: Database) -> None:
+async def test_a_stale_replica_in_its_place_loses_nothing(database: Database) -> None:
     assert [] == await disasters.failovers(database.url, None, disasters.Size(1))
 
 
