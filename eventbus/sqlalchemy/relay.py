@@ -26,9 +26,9 @@ from typing import Any, Final
 import anyio
 import anyio.abc
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, bindparam, delete, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, func, null, or_, select, update
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventbus.envelope import Envelope
 from eventbus.errors import ConfigurationError, PublishError, Refused, TransportError, Unavailable, excerpt, only_one
@@ -277,19 +277,33 @@ class _Run:
             raise
 
     async def _take(self, streams: Sequence[str]) -> tuple[list[str], Sequence[Row[Any]]]:
-        """Lease those of the streams that nobody else has taken meanwhile; and what is due on them, in order."""
-        tables = self.relay.tables
-        insert: Any = self.database.insert(tables.streams).values(
-            [{"stream": stream, "relay": self.name, "until": from_now(LEASE)} for stream in sorted(streams)]
-        )
-        lease = insert.on_conflict_do_update(
-            index_elements=[tables.streams.c.stream],
-            set_={"relay": insert.excluded.relay, "until": insert.excluded.until},
-            where=or_(tables.streams.c.relay == self.name, tables.streams.c.until <= from_now()),
-        ).returning(tables.streams.c.stream)
+        """Lease those of the streams that nobody else has taken meanwhile, or is taking just now; and what is due on them, in order.
+
+        On PostgreSQL a row that another transaction has locked is passed over, and not waited for (SQLite has one writer). So it is but for
+        streams that have no row yet: of two that add it at once, the second waits for the first.
+        """
+        leases = self.relay.tables.streams
+        wanted = leases.c.stream.in_(streams)
+        free = or_(leases.c.relay == self.name, leases.c.until <= from_now())
+        nobody_is_at = select(leases.c.stream).where(wanted, free).order_by(leases.c.stream).with_for_update(skip_locked=True)
+        lease = update(leases).where(leases.c.stream.in_(nobody_is_at), free).values(relay=self.name, until=from_now(LEASE))
         async with self.database.transaction() as connection:
-            taken = list((await connection.execute(lease)).scalars())
+            taken = list((await connection.execute(lease.returning(leases.c.stream))).scalars())
+            if len(taken) < len(streams):
+                known = (await connection.execute(select(leases.c.stream).where(wanted))).scalars()
+                taken += await self._lease_new(connection, sorted({*streams}.difference(known)))
+
             return taken, (await connection.execute(self._batch(taken))).all() if taken else []
+
+    async def _lease_new(self, connection: AsyncConnection, streams: Sequence[str]) -> list[str]:
+        """Streams that no relay has had yet."""
+        if not streams:
+            return []
+        leases = self.relay.tables.streams
+        rows = [{"stream": stream, "relay": self.name, "until": from_now(LEASE)} for stream in streams]
+        new = self.database.insert_new(leases).values(rows).returning(leases.c.stream)
+
+        return list((await connection.execute(new)).scalars())
 
     def _batch(self, streams: Sequence[str]) -> Select[Any]:
         messages = self.relay.tables.messages
@@ -304,7 +318,8 @@ class _Run:
         """Mark what was sent, and give the streams back."""
         messages, leases = self.relay.tables.messages, self.relay.tables.streams
         async with self.database.transaction() as connection:
-            await connection.execute(delete(leases).where(leases.c.stream.in_(streams), leases.c.relay == self.name))
+            give_back = update(leases).where(leases.c.stream.in_(streams), leases.c.relay == self.name)
+            await connection.execute(give_back.values(until=from_now()))
             if rows:
                 mark = (
                     update(messages)

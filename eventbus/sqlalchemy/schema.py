@@ -4,7 +4,7 @@
 |---|---|
 | ``eventbus_messages`` | a message that was handled or raised, in its envelope |
 | ``eventbus_inbox`` | an envelope that a group has handled |
-| ``eventbus_streams`` | a stream, and the relay that is sending to it now |
+| ``eventbus_streams`` | a stream, and the relay that is sending to it, or was the last to |
 | ``eventbus_servers`` | a server, and the run of it that the relays know |
 
 A message is to be sent while `due_at` says from when on; it was sent at `sent_at`; one that stays at home has neither. `restored` counts how

@@ -12,7 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import func, insert, make_url, select, text
+from sqlalchemy import func, insert, make_url, select, text, update
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from eventbus import Envelope, Event, MemoryTransport, Metadata
@@ -94,6 +94,11 @@ async def left(database: Database) -> int:
     return (await database.rows(select(func.count()).where(MESSAGES.due_at.is_not(None))))[0][0]
 
 
+async def leases(database: Database) -> list[tuple[str, str]]:
+    """The streams that relays are at."""
+    return await database.rows(select(STREAMS.stream, STREAMS.relay).where(STREAMS.until > from_now()))
+
+
 async def test_what_was_left_is_sent_and_marked(database: Database, transport: Recorder) -> None:
     """In its own envelopes, to its own streams, in order; what stays at home stays there."""
     await leave(database, Registered("Dune"), Noted("Dune"), Counted("Dune"), Registered("Emma"))
@@ -103,7 +108,7 @@ async def test_what_was_left_is_sent_and_marked(database: Database, transport: R
     assert ["registered_v1", "counted_v1", "registered_v1"] == [envelope.type for envelope in transport.envelopes]
     assert 0 == await left(database)
     assert [(True,)] * 3 == await database.rows(select(MESSAGES.entry_id.is_not(None)).where(MESSAGES.sent_at.is_not(None)))
-    assert [] == await database.rows(select(STREAMS.stream))
+    assert [] == await leases(database)
 
 
 async def test_what_was_sent_is_not_sent_again(database: Database, transport: Recorder) -> None:
@@ -205,6 +210,71 @@ async def test_a_stream_that_another_relay_is_at_is_left_to_it(database: Databas
         tasks.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["new", "known"])
+async def test_a_stream_that_another_relay_takes_meanwhile_is_left_to_it(
+    database: Database, transport: Recorder, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """It was free when we looked, and is not when we lease it."""
+    sending = Relay(database.engine, transport)
+    if before:
+        await put(database, range(2), ("a", "b"))
+        await sending.drain()
+        transport.batches.clear()
+    await put(database, range(4), ("a", "b"))
+    look = relay._Run._streams
+
+    async def look_and_be_overtaken(run: relay._Run) -> list[str]:
+        streams = await look(run)
+        monkeypatch.undo()
+        theirs = {"relay": "another", "until": from_now(60)}
+        await database.do(update(TABLES.streams).where(STREAMS.stream == "a").values(**theirs))
+        if not before:
+            await database.do(insert(TABLES.streams).values(stream="a", **theirs))
+        return streams
+
+    monkeypatch.setattr(relay._Run, "_streams", look_and_be_overtaken)
+
+    assert 2 == await sending.drain()
+
+    assert [1, 3] == transport.numbers
+    assert [("a", "another")] == await leases(database)
+
+
+async def test_a_stream_that_has_become_another_relays_is_not_given_back(database: Database, transport: Recorder) -> None:
+    """Whoever is late, by a clock that jumped, leaves the lease alone that is not its own any more."""
+    await put(database, range(2), ("a", "b"))
+    transport.hold = 0.3
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(Relay(database.engine, transport).drain)
+        await wait_until(lambda: leases(database), description="it has leased them")
+        theirs = update(TABLES.streams).where(STREAMS.stream == "a")
+        await database.do(theirs.values(relay="another", until=from_now(60)))
+        assert [] == transport.batches
+
+    assert [0, 1] == transport.numbers
+    assert [("a", "another")] == await leases(database)
+
+
+@pytest.mark.only("postgresql")  # SQLite has one writer, whom all wait for
+async def test_a_relay_does_not_wait_for_another_that_is_taking_a_stream(database: Database, transport: Recorder) -> None:
+    """Nor for one that gives it back: it sends to the others."""
+    sending = Relay(database.engine, transport)
+    await put(database, range(2), ("a", "b"))
+    await sending.drain()
+    await put(database, range(4), ("a", "b"))
+
+    async with database.engine.connect() as other:
+        await other.execute(update(TABLES.streams).where(STREAMS.stream == "a").values(until=from_now(60)))
+        with anyio.fail_after(5):
+            assert 2 == await sending.drain()
+        assert [0, 1, 1, 3] == transport.numbers
+        await other.rollback()
+
+    assert 2 == await sending.drain()
+    assert [0, 1, 1, 3, 0, 2] == transport.numbers
+
+
 async def test_a_relay_that_comes_back_too_late_sends_nothing(
     database: Database, transport: Recorder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -231,7 +301,7 @@ async def test_a_relay_that_is_told_to_stop_finishes_its_batch(database: Databas
 
     assert [0, 1, 2] == transport.numbers
     assert 0 == await left(database)
-    assert [] == await database.rows(select(STREAMS.stream))
+    assert [] == await leases(database)
 
 
 # ----------------------------------------------------------------------------------------------------------- being woken
@@ -354,7 +424,7 @@ async def test_a_drain_raises_what_fails(database: Database, transport: Recorder
     transport.away = True
     with pytest.raises(Unavailable):
         await Relay(database.engine, transport).drain()
-    assert [] == await database.rows(select(STREAMS.stream))
+    assert [] == await leases(database)
 
 
 async def test_tables_that_are_not_there_are_an_error(database: Database, transport: Recorder) -> None:
