@@ -2,6 +2,8 @@
 
     python -m tests.sqlalchemy.crash SCENARIO DATABASE-URL SERVER-URL [EVERY]
 
+``python -m tests.sqlalchemy crash-points`` runs all of them, each on a new database and server.
+
 Each life is a process, forked from this one. An await is where the task gives up control: what it has asked of the database or the server
 is on its way then. It is killed at once (``early``), when that may have been carried out or not; and, in another life, when it certainly was
 (``late``). After each death another process puts things in order, as a relay or the next consumer does. In the end everything is compared.
@@ -19,8 +21,10 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Generator
+from dataclasses import dataclass
 from typing import Any
 
+import anyio
 from sqlalchemy import delete, func, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
@@ -29,6 +33,7 @@ from eventbus.envelope import decode, seal, to_fields
 from eventbus.redis import RedisTransport
 from eventbus.sqlalchemy import TABLES, Relay, SqlMessageStore
 from eventbus.sqlalchemy.schema import from_now
+from tests.processes import ROOT, environment
 from tests.sqlalchemy.club import BOOKS, EFFECTS, Club, Counted, Register, Registered, desk, reader
 from tests.sqlalchemy.conftest import engine_on
 
@@ -36,6 +41,15 @@ LATE = 0.02
 """Seconds within which what was asked for has been done."""
 PARTS = 3
 """Messages that are left to a relay, which sends two at once."""
+
+
+@dataclass(frozen=True)
+class Size:
+    every: int
+    """Of so many points, one."""
+
+
+FULL, SHORT = Size(1), Size(10)
 
 
 class Part(Event):
@@ -235,6 +249,17 @@ class Handle:
 
 
 SCENARIOS = {scenario.__name__.lower(): scenario() for scenario in (Publish, RollBack, Send, Restore, Handle)}
+
+
+async def points(scenario: str, database: str, server: str, size: Size) -> tuple[int, list[str]]:
+    """Run it in a process of its own, from which the others can be forked: how many points there were, and what was wrong."""
+    command = [sys.executable, "-m", "tests.sqlalchemy.crash", scenario, database, server, str(size.every)]
+    ran = await anyio.run_process(command, cwd=ROOT, env=environment(), check=False)
+    if ran.stderr or ran.returncode:
+        return 0, [f"{scenario}: {ran.stderr.decode()}"]
+    found = json.loads(ran.stdout)
+
+    return found["points"], found["wrong"]
 
 
 def main(scenario: str, database: str, server: str, every: str = "1") -> None:

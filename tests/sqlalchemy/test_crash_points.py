@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import sys
-
-import anyio
 import pytest
 
 from eventbus.embedded import EmbeddedServer, find_executable
-from tests.processes import ROOT, environment
 from tests.sqlalchemy.conftest import Database
-from tests.sqlalchemy.crash import SCENARIOS
+from tests.sqlalchemy.crash import SCENARIOS, Size, points
 
 EVERY = {"publish": 3, "rollback": 1, "handle": 4, "send": 10, "restore": 13}
-"""So many points are passed over; ``python -m tests.sqlalchemy.crash`` dies at each."""
+"""Of so many points, one; ``python -m tests.sqlalchemy crash-points`` dies at each."""
 
 
 @pytest.mark.one_driver
@@ -24,10 +19,7 @@ async def test_crash_points(database: Database, scenario: str) -> None:
     """See `tests.sqlalchemy.crash`."""
     await database.engine.dispose()
     with EmbeddedServer() as server:
-        command = [sys.executable, "-m", "tests.sqlalchemy.crash", scenario, database.url, server.url, str(EVERY[scenario])]
-        ran = await anyio.run_process(command, cwd=ROOT, env=environment(), check=False)
+        count, wrong = await points(scenario, database.url, server.url, Size(EVERY[scenario]))
 
-    assert b"" == ran.stderr
-    found = json.loads(ran.stdout)
-    assert [] == found["wrong"]
-    assert found["points"] >= 5
+    assert [] == wrong
+    assert count >= 5
