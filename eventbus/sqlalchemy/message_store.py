@@ -11,7 +11,23 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any, ClassVar
 
-from sqlalchemy import Boolean, Executable, Float, Insert, Select, Table, Update, bindparam, case, func, literal, null, select, text, update
+from sqlalchemy import (
+    Boolean,
+    Executable,
+    Float,
+    Insert,
+    Select,
+    Table,
+    Update,
+    bindparam,
+    case,
+    func,
+    literal,
+    null,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 

@@ -34,7 +34,7 @@ from eventbus.envelope import Envelope
 from eventbus.errors import ConfigurationError, PublishError, Refused, TransportError, Unavailable, excerpt, only_one
 from eventbus.gate import Gate
 from eventbus.messages import check_name
-from eventbus.sqlalchemy.database import Database, Sessions, is_away, is_busy, is_missing_table
+from eventbus.sqlalchemy.database import Database, Sessions, insert_new, is_away, is_busy, is_missing_table
 from eventbus.sqlalchemy.history import TypeOfMessage, envelope_of, history
 from eventbus.sqlalchemy.notices import listen
 from eventbus.sqlalchemy.restore import Server
@@ -301,7 +301,7 @@ class _Run:
             return []
         leases = self.relay.tables.streams
         rows = [{"stream": stream, "relay": self.name, "until": from_now(LEASE)} for stream in streams]
-        new = self.database.insert_new(leases).values(rows).returning(leases.c.stream)
+        new = insert_new(leases, self.database.dialect).values(rows).returning(leases.c.stream)
 
         return list((await connection.execute(new)).scalars())
 
