@@ -80,10 +80,6 @@ class Database:
         async with self.transaction() as connection:
             await connection.execute(select(literal(1)))
 
-    def insert(self, table: Table) -> Any:
-        """The INSERT of this database, which can say what happens ON CONFLICT."""
-        return _DIALECTS[self.dialect].insert(table)
-
 
 def insert_new(table: Table, dialect: str) -> Insert:
     """An INSERT that passes over what is there already."""
