@@ -183,6 +183,14 @@ def excerpt(text: str, limit: int = 200) -> str:
     return cleaned if len(cleaned) <= limit else cleaned[: limit - 1] + "…"
 
 
+def text_of(error: BaseException) -> str:
+    """What an exception says. One of a stranger's class may fail to say it, and whoever reports it must not fail with it."""
+    try:
+        return str(error)
+    except Exception as exc:
+        return f"(its text cannot be told: str() of it raises {type(exc).__name__})"
+
+
 def only_one(group: BaseExceptionGroup[BaseException], *, beside: type[BaseException] | None = None) -> BaseException:
     """The error in a group of one, however deep; else the group. What is of the type `beside` does not count beside an error."""
     errors = None if beside is None else group.split(beside)[1]

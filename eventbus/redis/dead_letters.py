@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 from eventbus.envelope import timestamp
-from eventbus.errors import excerpt
+from eventbus.errors import excerpt, text_of
 from eventbus.transport import DeadLetter, Delivery
 
 _PREFIX: Final = b"dead-"
@@ -26,7 +26,7 @@ def dead_letter_words(delivery: Delivery, consumer: str, reason: str, error: Bas
         "attempts": str(delivery.attempt),
         "reason": reason,
         "error-type": type(error).__name__ if error is not None else "",
-        "error": excerpt(str(error), MAX_ERROR) if error is not None else delivery.last_error or "",
+        "error": excerpt(text_of(error), MAX_ERROR) if error is not None else delivery.last_error or "",
         "traceback": "".join(traceback.format_exception(error))[-MAX_TRACEBACK:] if error is not None else "",
         "first-failure": timestamp(delivery.first_failure or now),
         "last-failure": timestamp(now),

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any, Final
 
 from eventbus.envelope import timestamp
-from eventbus.errors import excerpt
+from eventbus.errors import excerpt, text_of
 from eventbus.redis.keys import Keys
 from eventbus.transport import Delivery
 
@@ -46,7 +46,7 @@ def delivery_of(keys: Keys, consumer: str, source: str, id: bytes, fields: Seque
 def retried_entry(delivery: Delivery, error: Exception | None, now: datetime) -> bytes:
     """The entry for the delayed set: the original words and the story so far, each as length:word."""
     if error is not None:
-        last = excerpt(f"{type(error).__name__}: {error}", 500)
+        last = excerpt(f"{type(error).__name__}: {text_of(error)}", 500)
     else:
         last = delivery.last_error or ""
     words: list[Any] = [

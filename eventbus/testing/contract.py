@@ -675,6 +675,21 @@ class TransportContract:
 
         assert b"\xff\xfe{\x00" == letter.fields[b"payload"]
 
+    async def test_an_error_that_cannot_say_what_it_is_settles_all_the_same(self, transport: Transport, stream: str) -> None:
+        """A class of a stranger may fail in its `__str__`; the delivery is retried and buried, with what can be told."""
+        await transport.publish(things(stream, 1))
+        async with transport.subscribe(self.request(stream)) as subscription:
+            [delivery] = await self.take(subscription, 1)
+            await subscription.retry(delivery, after=0.0, error=_Speechless())
+            [again] = await self.take(subscription, 1)
+            await subscription.bury(again, reason="attempts exhausted", error=_Speechless())
+        [letter] = await transport.dead_letters(stream, "readers")
+
+        assert again.last_error is not None
+        assert again.last_error.startswith("_Speechless: ")
+        assert ("_Speechless", 2) == (letter.error_type, letter.attempts)
+        assert "ZeroDivisionError" in letter.error
+
     async def test_a_requeue_reaches_only_the_group_that_failed(self, transport: Transport, stream: str) -> None:
         """As a first attempt, and once."""
         [envelope] = things(stream, 1)
@@ -1168,6 +1183,13 @@ def ids_of(deliveries: Sequence[Delivery]) -> list[str]:
 def place_of(delivery: Delivery) -> tuple[int, ...]:
     """Where in its stream an entry lies."""
     return tuple(int(number) for number in delivery.entry_id.split("-"))
+
+
+class _Speechless(Exception):
+    """One of a stranger, whose text cannot be had."""
+
+    def __str__(self) -> str:
+        return str(1 / 0)
 
 
 @asynccontextmanager
