@@ -20,7 +20,7 @@ from typing import Self, TypeVar
 import anyio
 
 from eventbus.envelope import JSON, Codec, Envelope, decode, timestamp, to_fields
-from eventbus.errors import PublishError, Refused, excerpt
+from eventbus.errors import PublishError, Refused, excerpt, text_of
 from eventbus.messages import Message, check_name
 from eventbus.transport import Backlog, DeadLetter, Delivery, Subscribe, new_consumer, start_position, utc
 
@@ -245,7 +245,12 @@ class MemorySubscription:
             self._changes.happen()
 
     def settled(self, delivery: Delivery, /) -> None:
-        self._held.pop((delivery.source, delivery.source_id), None)
+        key = delivery.source, delivery.source_id
+        self._held.pop(key, None)
+        group = self._group(delivery)
+        held = group.pending.get(key)
+        if held is not None and held.owner == self.consumer:  # then nobody renews its lease any more
+            group.orphan(held, self._clock.time() + self._request.lease, started=True)
 
     async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:
         group = await self._ours(delivery)
@@ -258,7 +263,7 @@ class MemorySubscription:
             group.next_id(),
             delivery.attempt + 1,
             delivery.first_failure or utc(now),
-            excerpt(f"{type(error).__name__}: {error}") if error is not None else delivery.last_error,
+            excerpt(f"{type(error).__name__}: {text_of(error)}") if error is not None else delivery.last_error,
         )
         heapq.heappush(group.delayed, (now + after, group.next_number(), again))
         self._settled(group, delivery)
@@ -281,7 +286,7 @@ class MemorySubscription:
             attempts=delivery.attempt,
             reason=reason,
             error_type=type(error).__name__ if error is not None else "",
-            error=excerpt(str(error), 2000) if error is not None else delivery.last_error or "",
+            error=excerpt(text_of(error), 2000) if error is not None else delivery.last_error or "",
             traceback="".join(traceback.format_exception(error))[-8000:] if error is not None else "",
             first_failure=delivery.first_failure or now,
             last_failure=now,

@@ -11,6 +11,7 @@ ack, retry or bury. Nothing is acked before its unit of work committed, and noth
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections import deque
@@ -26,7 +27,7 @@ import msgspec
 
 from eventbus.bus import MessageBus
 from eventbus.envelope import CONTENT_TYPE, JSON, decode, is_harmless, split_type
-from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, TransportError, excerpt, only_one
+from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, TransportError, excerpt, only_one, text_of
 from eventbus.message_store import SINKHOLE
 from eventbus.messages import Message, check_name
 from eventbus.retry import Policy, exponential
@@ -267,11 +268,11 @@ class _Run:
                 for _ in range(self.subscriber.concurrency):
                     workers.start_soon(self._work, subscription)
                 async with anyio.create_task_group() as reading:
-                    reading.start_soon(self._stop, subscription)
+                    reading.start_soon(self._stop, subscription, workers.cancel_scope)
                     await self._read(subscription)
                     reading.cancel_scope.cancel()
                 self._take_back()
-                workers.cancel_scope.deadline = anyio.current_time() + self.subscriber.grace
+                workers.cancel_scope.deadline = min(workers.cancel_scope.deadline, anyio.current_time() + self.subscriber.grace)
         finally:
             self._take_back()
             with anyio.CancelScope(shield=True):
@@ -292,8 +293,11 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------------------ read
 
-    async def _stop(self, subscription: Subscription) -> None:
+    async def _stop(self, subscription: Subscription, working: anyio.CancelScope) -> None:
         await self.stopping.wait()
+        working.deadline = (
+            anyio.current_time() + self.subscriber.grace
+        )  # from now on, however long a server keeps the reader waiting
         subscription.stop()
         self.room.set()
 
@@ -340,12 +344,13 @@ class _Run:
 
     async def _work(self, subscription: Subscription) -> None:
         """Handle one delivery after another. A handler whose lease is lost takes its scope with it, so there is one scope per loss."""
+        cancelled = _cancellations()
         more = True
         while more:
             with anyio.CancelScope() as scope:
-                more = await self._work_until_lost(subscription, scope)
+                more = await self._work_until_lost(subscription, scope, cancelled)
 
-    async def _work_until_lost(self, subscription: Subscription, scope: anyio.CancelScope) -> bool:
+    async def _work_until_lost(self, subscription: Subscription, scope: anyio.CancelScope, cancelled: Callable[[], int]) -> bool:
         """Whether there may be more to do, in another scope."""
         waiting, suspects, running = self.waiting, self.suspects, self.running
         while True:
@@ -368,12 +373,17 @@ class _Run:
                 if delivery.lost:
                     pass
                 elif delivery.suspect:
-                    await self._handle_suspect(subscription, delivery)
+                    await self._handle_suspect(subscription, delivery, cancelled)
                 else:
-                    await self._handle(subscription, delivery)
+                    await self._handle(subscription, delivery, cancelled)
             except anyio.get_cancelled_exc_class():
                 if not delivery.lost:
                     self.left.append(delivery)
+                raise
+            except Exception:
+                raise
+            except BaseException:  # it takes the process with it: not given back, it is a suspect when its lease is over
+                subscription.settled(delivery)
                 raise
             finally:
                 del running[delivery]
@@ -385,20 +395,21 @@ class _Run:
             if woken:
                 await anyio.lowlevel.checkpoint()  # the next read goes out, and is answered while the rest is handled
 
-    async def _handle_suspect(self, subscription: Subscription, delivery: Delivery) -> None:
+    async def _handle_suspect(self, subscription: Subscription, delivery: Delivery, cancelled: Callable[[], int]) -> None:
         """One that a dead process held: one at a time, and counted before it starts."""
         self.suspect_running = True
         try:
             if await subscription.begin(delivery):
-                await self._handle(subscription, delivery)
+                await self._handle(subscription, delivery, cancelled)
             elif not delivery.lost:
                 self.buried += 1
         finally:
             self.suspect_running = False
 
-    async def _handle(self, subscription: Subscription, delivery: Delivery) -> None:
+    async def _handle(self, subscription: Subscription, delivery: Delivery, cancelled: Callable[[], int]) -> None:
         error: Exception | None = None
         duplicate = False
+        cancelled_before = cancelled()
         try:
             message = self._decode(delivery)
             if message is None:
@@ -424,7 +435,7 @@ class _Run:
         except Exception as exc:
             error = exc
         except anyio.get_cancelled_exc_class() as exc:
-            if anyio.get_current_task().has_pending_cancellation():
+            if anyio.get_current_task().has_pending_cancellation() or cancelled() > cancelled_before:
                 raise
             error = RuntimeError("the handler awaited something that somebody else has cancelled")
             error.__cause__ = exc
@@ -502,19 +513,29 @@ class _Run:
                 case Again(after=after):
                     logger.warning(
                         "%s: attempt %d failed, again in %.3g s: %s: %s",
-                        _title(delivery), delivery.attempt, after, type(error).__name__, excerpt(str(error)),
+                        _title(delivery), delivery.attempt, after, type(error).__name__, excerpt(text_of(error)),
                     )  # fmt: skip
                     settled = await subscription.retry(delivery, after=after, error=error)
                     self.retried += settled
                 case Bury(reason=reason):
                     logger.error(
                         "%s: buried at attempt %d, %s: %s: %s",
-                        _title(delivery), delivery.attempt, reason, type(error).__name__, excerpt(str(error)),
+                        _title(delivery), delivery.attempt, reason, type(error).__name__, excerpt(text_of(error)),
                     )  # fmt: skip
                     settled = await subscription.bury(delivery, reason=reason, error=error)
                     self.buried += settled
                 case Ack():
                     pass  # not for an error
+
+
+def _cancellations() -> Callable[[], int]:
+    """How often this task was cancelled by asyncio itself, which does so to every task when its loop ends; under trio never."""
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+
+    return int if task is None else task.cancelling
 
 
 def _title(delivery: Delivery) -> str:

@@ -111,7 +111,7 @@ class Subscription(Protocol):
         ...
 
     def settled(self, delivery: Delivery, /) -> None:
-        """It needs no settlement any more: the commit of its unit of work was one, or it is not ours."""
+        """Nothing more will be said of it: the commit of its unit of work has settled it, it is not ours, or our process ends by it."""
         ...
 
     async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:

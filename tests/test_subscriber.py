@@ -354,6 +354,24 @@ async def test_an_exception_is_retried_as_the_policy_says_and_then_buried(
     assert "in handle" in letter.traceback
 
 
+async def test_an_error_that_cannot_say_what_it_is_is_a_failed_attempt_like_any(
+    bus: MessageBus, subscriber: Subscriber, transport: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It neither ends the subscriber nor escapes its attempts."""
+
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            return str(1 / 0)
+
+    handle, handled = failing(Speechless, times=2)
+    bus.add_listener(Registered, handle)
+    await publish(transport, Registered(number=1), Registered(number=2))
+    done = await drain(replace(subscriber, concurrency=1, retry=exponential(attempts=2, base=0.0)))
+
+    assert ([2], 1, 1) == (handled, done.retried, done.buried)
+    assert "Speechless: (its text cannot be told" in caplog.text
+
+
 async def test_reject_buries_at_once(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """Nobody asks the policy, and nothing is tried again."""
     handle, handled = failing(lambda: Reject("no such address"))
@@ -1057,17 +1075,67 @@ async def test_it_does_not_end_in_silence(bus: MessageBus, subscriber: Subscribe
 def test_an_exit_of_the_process_is_not_a_failed_attempt(
     bus: MessageBus, subscriber: Subscriber, transport: Observed, backend: str
 ) -> None:
-    """`SystemExit` in a handler ends the subscriber, and what it had is not lost."""
+    """`SystemExit` in a handler ends the subscriber, and what it had is not lost: a suspect, and its neighbours as if nobody had had them."""
 
     @bus.listen
     async def handle(event: Registered) -> None:
-        raise SystemExit(3)
+        if event.number == 1:
+            raise SystemExit(3)
+        await anyio.sleep_forever()
 
-    anyio.run(publish, transport, Registered(number=1), backend=backend)
+    anyio.run(publish, transport, *map(Registered, (0, 1, 2)), backend=backend)
     with pytest.raises(SystemExit):
-        anyio.run(subscriber.run, backend=backend)
+        anyio.run(replace(subscriber, grace=0.0).run, backend=backend)
 
-    assert (0, 1, 0) == anyio.run(counts, transport, backend=backend)
+    assert (0, 3, 0) == anyio.run(counts, transport, backend=backend)
+
+    seen: dict[int, tuple[int, bool]] = {}
+    heir = MessageBus()
+
+    @heir.listen
+    async def take(event: Registered, delivery: Delivery) -> None:
+        seen[event.number] = delivery.attempt, delivery.suspect
+
+    transport.clock.advance(subscriber.lease + 1)
+    anyio.run(drain, replace(subscriber, bus=heir), backend=backend)
+
+    assert {0: (1, False), 1: (1, True), 2: (1, False)} == seen
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_loop_that_ends_is_not_a_failed_attempt(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
+    """`asyncio.run` cancels every task that is left, the handlers' own too: what they had is given back, as the same attempt."""
+    started = anyio.Event()
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        started.set()
+        await anyio.sleep_forever()
+
+    await publish(transport, Registered(number=1))
+    before = asyncio.all_tasks()
+    run = asyncio.ensure_future(subscriber.run())
+    await started.wait()
+    ours = asyncio.all_tasks() - before
+    assert run in ours
+    for task in ours:  # as `asyncio.run` does in the end
+        task.cancel()
+    await asyncio.gather(*ours, return_exceptions=True)
+
+    unread, pending, delayed = await counts(transport)
+
+    assert (1, 0) == (unread + pending, delayed)
+
+    seen: list[tuple[int, bool]] = []
+    heir = MessageBus()
+
+    @heir.listen
+    async def take(event: Registered, delivery: Delivery) -> None:
+        seen.append((delivery.attempt, delivery.suspect))
+
+    await drain(replace(subscriber, bus=heir))
+
+    assert [(1, False)] == seen
 
 
 async def test_when_the_publish_after_the_commit_fails_it_is_another_attempt(
