@@ -9,9 +9,11 @@ from typing import Any, Final
 
 from eventbus.envelope import timestamp
 from eventbus.errors import excerpt, text_of
+from eventbus.redis.entries import carried, requeued_entry, unpacked
 from eventbus.transport import DeadLetter, Delivery
 
 _PREFIX: Final = b"dead-"
+_PACKED: Final = b"dead-packed"
 MAX_ERROR: Final = 2000
 MAX_TRACEBACK: Final = 8000
 
@@ -31,7 +33,7 @@ def dead_letter_words(delivery: Delivery, consumer: str, reason: str, error: Bas
         "first-failure": timestamp(delivery.first_failure or now),
         "last-failure": timestamp(now),
     }
-    words: list[Any] = list(delivery.fields)
+    words: list[Any] = [*carried(delivery.fields, _PACKED)]
     for name, value in story.items():
         words += (f"dead-{name}", value.encode(errors="replace"))
 
@@ -43,7 +45,10 @@ def dead_letter_from(id: str, words: Sequence[bytes], stream: str, group: str) -
     original: dict[bytes, bytes] = {}
     story: dict[str, str] = {}
     for name, value in zip(words[::2], words[1::2], strict=True):
-        if name.startswith(_PREFIX):
+        if name == _PACKED:
+            packed = unpacked(value)
+            original |= zip(packed[::2], packed[1::2], strict=True)
+        elif name.startswith(_PREFIX):
             story[name.removeprefix(_PREFIX).decode(errors="replace")] = value.decode(errors="replace")
         else:
             original[name] = value
@@ -67,9 +72,9 @@ def dead_letter_from(id: str, words: Sequence[bytes], stream: str, group: str) -
 
 def requeued_words(dead_letter: DeadLetter) -> list[Any]:
     """The words of the entry in the retry stream: the original ones, and where they come from. Attempts begin again."""
-    words: list[Any] = [word for pair in dead_letter.fields.items() for word in pair]
+    fields = [word for pair in dead_letter.fields.items() for word in pair]
 
-    return [*words, "retry-stream", dead_letter.stream, "retry-entry-id", dead_letter.entry_id]
+    return requeued_entry(fields, dead_letter.stream, dead_letter.entry_id)
 
 
 def _moment(text: str) -> datetime:

@@ -12,6 +12,10 @@ from eventbus.redis.keys import Keys
 from eventbus.transport import Delivery
 
 _PREFIX: Final = b"retry-"
+_PACKED: Final = b"retry-packed"
+_OURS: Final = (_PREFIX, b"dead-")
+MOST_WORDS: Final = 6000
+"""Of an entry that a script adds, without what is told of it: Lua hands 8000 to a command, at the most."""
 
 
 def delivery_of(keys: Keys, consumer: str, source: str, id: bytes, fields: Sequence[bytes], *, suspect: bool = False) -> Delivery:
@@ -22,7 +26,9 @@ def delivery_of(keys: Keys, consumer: str, source: str, id: bytes, fields: Seque
     original: list[bytes] = []
     story: dict[bytes, str] = {}
     for name, value in zip(fields[::2], fields[1::2], strict=True):
-        if name.startswith(_PREFIX):
+        if name == _PACKED:
+            original = unpacked(value)
+        elif name.startswith(_PREFIX):
             story[name] = value.decode(errors="replace")
         else:
             original += (name, value)
@@ -43,6 +49,11 @@ def delivery_of(keys: Keys, consumer: str, source: str, id: bytes, fields: Seque
     )
 
 
+def requeued_entry(fields: Sequence[bytes], stream: str, entry_id: str) -> list[Any]:
+    """The words of the entry in the retry stream: the original ones, and where they come from. Attempts begin again."""
+    return [*carried(fields, _PACKED), "retry-stream", stream, "retry-entry-id", entry_id]
+
+
 def retried_entry(delivery: Delivery, error: Exception | None, now: datetime) -> bytes:
     """The entry for the delayed set: the original words and the story so far, each as length:word."""
     if error is not None:
@@ -50,7 +61,7 @@ def retried_entry(delivery: Delivery, error: Exception | None, now: datetime) ->
     else:
         last = delivery.last_error or ""
     words: list[Any] = [
-        *delivery.fields,
+        *carried(delivery.fields, _PACKED),
         "retry-stream", delivery.stream,
         "retry-entry-id", delivery.entry_id,
         "retry-attempt", str(delivery.attempt + 1),
@@ -59,6 +70,30 @@ def retried_entry(delivery: Delivery, error: Exception | None, now: datetime) ->
     ]  # fmt: skip
 
     return b"".join(_counted(words))
+
+
+def carried(fields: Sequence[bytes], name: bytes) -> Sequence[bytes]:
+    """What an entry of ours holds of an original one: its words, or all of them in the field of that name.
+
+    Whoever writes to the stream by other means may write more words than a script can, and names that are ours.
+    """
+    if len(fields) <= MOST_WORDS and not any(word.startswith(_OURS) for word in fields[::2]):
+        return fields
+
+    return name, b"".join(_counted(fields))
+
+
+def unpacked(data: bytes) -> list[bytes]:
+    """The words in such a field."""
+    words: list[bytes] = []
+    at = 0
+    while at < len(data):
+        colon = data.index(b":", at)
+        end = colon + 1 + int(data[at:colon])
+        words.append(data[colon + 1 : end])
+        at = end
+
+    return words
 
 
 def _counted(words: Iterable[str | bytes]) -> Iterable[bytes]:
