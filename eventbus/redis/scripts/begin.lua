@@ -1,8 +1,10 @@
 -- begin: counts the start of a suspect, before its handler runs.
--- Promises: owner checked. The count survives the process; it is forgotten with the delivery.
+-- Promises: owner checked. The count survives the process; it is forgotten with the delivery. Works when memory is full, for it begins
+--   with a sign of life, which a full server takes: or suspects would stand in the way of what drains it.
 -- KEYS     source stream, group hash
 -- ARGV     group, consumer, entry id
 -- Replies  how many starts there are now, this one included; 0 not ours
 local owner = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
 if not owner or owner[2] ~= ARGV[2] then return 0 end
+redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
 return redis.call('HINCRBY', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. ARGV[3], 1)
