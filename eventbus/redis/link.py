@@ -37,12 +37,19 @@ _pack_command: Any = vars(hiredis)["pack_command"]  # which takes more than its 
 
 # Said by the server, anywhere in the text: 6.2 wraps the errors of scripts.
 _FULL = re.compile(r"\b(OOM|MISCONF)\b")
-_REFUSED = re.compile(r"\b(NOAUTH|WRONGPASS|NOPERM|WRONGTYPE)\b|invalid username-password|AUTH failed|invalid password")
+_NO_RIGHT = re.compile(r"\bNOPERM\b|The user executing the script can't|ACL failure in script")
+_REFUSED = re.compile(
+    rf"\b(NOAUTH|WRONGPASS|WRONGTYPE)\b|invalid username-password|AUTH failed|invalid password|{_NO_RIGHT.pattern}"
+)
 _UNAVAILABLE = re.compile(
     r"\b(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|NOREPLICAS|MOVED|ASK|UNKILLABLE|UNBLOCKED)\b"
     r"|max number of clients"
 )
 _NO_GROUP = re.compile(r"\b(NOGROUP|UNBLOCKED)\b|requires the key to exist|no such key", re.IGNORECASE)
+
+
+_KEYS: Final = "asked about "
+"""Begins the note on an error that says which keys the command was about."""
 
 
 class Endpoint:
@@ -189,6 +196,8 @@ class Link:
         for index, reply in enumerate(replies):
             if isinstance(reply, redis.exceptions.NoScriptError):
                 replies[index] = (await self.call(_in_full(commands[index]), timeout=timeout))[0]
+            elif isinstance(reply, Exception):
+                reply.add_note(f"{_KEYS}{', '.join(map(str, _keys_of(commands[index])))}")
 
         return replies
 
@@ -285,10 +294,11 @@ def translate(error: Exception, what: str) -> TransportError:
     code = getattr(error, "status_code", None)  # redis-py takes the first word of what the server said off the text
     said = f"{code} {error}" if isinstance(code, str) and not str(error).startswith(code) else str(error)
     text = excerpt(hide_password(said) or type(error).__name__, 300)
+    keys = next((note.removeprefix(_KEYS) for note in getattr(error, "__notes__", ()) if note.startswith(_KEYS)), "")
     if _FULL.search(text):
         return Full(f"{what}: {text} (the server takes no more writes; free memory or disk, consumers go on and drain it)")
     if isinstance(error, redis.exceptions.AuthenticationError) or _REFUSED.search(text):
-        return Refused(f"{what}: {text} ({_advice(text)})")
+        return Refused(f"{what}: {text} ({_advice(text, excerpt(keys, 300))})")
     if (
         isinstance(error, redis.exceptions.ConnectionError | redis.exceptions.TimeoutError | OSError | TimeoutError | EOFError)
         or _UNAVAILABLE.search(text)
@@ -299,13 +309,25 @@ def translate(error: Exception, what: str) -> TransportError:
     return Refused(f"{what}: {text}")
 
 
-def _advice(text: str) -> str:
+def _advice(text: str, keys: str) -> str:
     if "WRONGTYPE" in text:
-        return "a key of this stream holds something else; choose another stream name, or delete the key"
-    if "NOPERM" in text:
+        where = f"of the keys {keys} one" if ", " in keys else f"the key {keys}" if keys else "a key of this stream"
+        return f"{where} holds something else; choose another stream name, or delete the key"
+    if _NO_RIGHT.search(text):
         return "the user may not do this; see docs/operations.md for the rights that are needed"
 
     return "the server does not accept the user name or password in the URL"
+
+
+def _keys_of(command: Sequence[Any]) -> Sequence[Any]:
+    """The keys that a command is about."""
+    if command[0] in ("EVAL", "EVALSHA"):
+        return command[3 : 3 + int(command[2])]
+    if command[0] == "XREADGROUP":
+        names = command[list(command).index("STREAMS") + 1 :]
+        return names[: len(names) // 2]
+
+    return command[1:2]
 
 
 def _in_full(command: Sequence[Any]) -> Sequence[Any]:

@@ -77,6 +77,29 @@ def test_a_consumer_is_granted_what_the_other_scripts_need() -> None:
     assert without_subcommand(commands_of(CONSUMER)) == without_subcommand(CONNECTION) | needed
 
 
+@pytest.mark.parametrize("right", ["xadd", "hmget", "hset", "del", "pexpire", "incrby"])
+async def test_without_a_right_to_publish_nothing_is_added(redis_server: LiveServer, server: Any, right: str) -> None:
+    """What was added and is not remembered would be added again by whoever publishes again, and "not sent" would be a lie."""
+    server("ACL", "SETUSER", "poor", "reset", "on", ">password", "~*", "+@all", f"-{right}")
+    refused = None
+    try:
+        url = redis_server.url.replace("unix://", "unix://poor:password@")
+        async with RedisTransport(url, STREAM) as transport, UnitOfWork(transport=transport) as uow:
+            uow.emit(Tick(1))
+            uow.emit(Tick(2))
+            await uow.commit()
+    except PublishError as exc:
+        refused = exc
+    finally:
+        server("ACL", "DELUSER", "poor")
+
+    if refused is None:  # a server that counts by itself needs no INCRBY
+        assert ("incrby", 2) == (right, server.client.xlen(STREAM))
+    else:
+        assert ("not sent", 0) == (refused.outcome, server.client.xlen(STREAM))
+        assert "the user may not do this" in str(refused)
+
+
 async def test_a_publisher_publishes_and_looks_back(login: Login, server: Any) -> None:
     async with FaultProxy(login(PUBLISHER)) as proxy, RedisTransport(proxy.url, stream=STREAM) as transport:
         for number in range(2):

@@ -292,6 +292,15 @@ def test_begin_counts_the_starts_of_an_owner(server: Any) -> None:
     assert 0 == counted(server, f"crash {S} {a.decode()}")
 
 
+def test_begin_works_when_memory_is_full(server: Any) -> None:
+    """Or what a dead consumer left would stand in the way of everything else, and nobody could drain a full server."""
+    [a] = held(server, "a")
+    server.fill()
+
+    assert [1, 2] == [server.run(BEGIN, S, KEYS.state, args=("g", "me", a)) for _ in range(2)]
+    assert (1, 2) == (server.owner(S, "g", a)[1], counted(server, f"crash {S} {a.decode()}"))
+
+
 def test_renew_tells_what_is_lost_from_what_is_gone(server: Any) -> None:
     """And both from what somebody else has settled. It takes nothing back, and counts no delivery."""
     mine, taken, settled, trimmed = held(server, "a", "b", "c", "d")

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -13,6 +14,7 @@ from msgspec.structs import replace
 
 from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Retry, Subscriber, UnitOfWork
 from eventbus.envelope import seal
+from eventbus.errors import Refused
 from eventbus.redis import RedisTransport
 from eventbus.redis.scripts import DUE
 from eventbus.testing import wait_until
@@ -273,6 +275,50 @@ async def test_a_storm_of_killed_connections_loses_nothing(live: RedisTransport,
     assert {n for n in range(400) if n % 10 != 7} == set(club.handled)
 
 
+async def test_a_full_server_is_drained_of_what_a_dead_consumer_left(live: RedisTransport, server: Any) -> None:
+    """Its suspects are counted and handled, and do not stand in the way of the others."""
+    club = Club(live, concurrency=1)
+    await club.publish(3)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=0.1)) as dying:
+        await dying.receive(3)
+        dying.abandon()
+    await club.publish(2, first=11)
+    server.fill()
+    async with club.running():
+        await club.finished()
+
+    assert [0, 1, 2, 11, 12] == sorted(club.handled)
+
+
+@pytest.mark.parametrize("fields", [100, 5000])
+async def test_an_entry_of_too_many_words_for_a_script_is_retried_and_buried_like_any(
+    live: RedisTransport, server: Any, fields: int
+) -> None:
+    """A stranger may write thousands of fields, and names that are ours: nobody is stopped by it, and the dead letter has each word."""
+    club = Club(live)
+    strange = {b"id": b"x", b"created_at": b"2026-01-01T00:00:00Z", b"type": b"book_registered_v1", b"payload": b'{"number":3}'}
+    strange |= {b"retry-attempt": b"40", b"dead-reason": b"none", **{b"f%d" % n: b"\xff" for n in range(fields)}}
+    broken = strange | {b"payload": b"{"}
+
+    async def one_dead() -> bool:
+        return 1 == len(await live.dead_letters(S, "g"))
+
+    server.client.xadd(S, strange)
+    id = server.client.xadd(S, broken)
+    await club.publish(1)
+    async with club.running():
+        await wait_until(one_dead, description="the broken one is buried")
+        [first] = await live.dead_letters(S, "g")
+        assert await live.requeue(first)
+        await wait_until(one_dead, description="it is buried again")
+        [again] = await live.dead_letters(S, "g")
+        await club.finished()
+
+    assert {0: 1, 3: 2} == club.attempts
+    assert [broken, broken] == [first.fields, again.fields]
+    assert [(id.decode(), 1, "undecodable")] * 2 == [(dead.entry_id, dead.attempts, dead.reason) for dead in (first, again)]
+
+
 async def test_a_full_server_is_drained_and_what_cannot_be_buried_waits(live: RedisTransport, server: Any) -> None:
     """Acks work without memory; retries and dead letters are written when there is some again."""
     club = Club(live)
@@ -288,6 +334,16 @@ async def test_a_full_server_is_drained_and_what_cannot_be_buried_waits(live: Re
 
     assert 2 == len(await live.dead_letters(S, "g"))
     assert {n for n in range(20) if n % 10 != 7} == set(club.handled)
+
+
+@pytest.mark.parametrize("key", [S, f"{{{S}}}:retry:g", f"{{{S}}}:group:g", f"{{{S}}}:dead:g", f"{{{S}}}:delayed:g"])
+async def test_keys_among_which_one_is_of_the_wrong_type_are_named(live: RedisTransport, server: Any, key: str) -> None:
+    """Whoever has thirty streams must know where to look."""
+    server.client.lpush(key, "something else")
+    if key != S:
+        await Club(live).publish(10)
+    with pytest.raises(Refused, match=f"WRONGTYPE.*keys? .*{re.escape(key)}.* holds something else"):
+        await Club(live).subscriber.run()
 
 
 async def test_a_key_of_the_wrong_type_is_said_and_ends_the_run(live: RedisTransport, server: Any) -> None:
