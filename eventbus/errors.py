@@ -24,7 +24,7 @@ Retry, Reject                 verdicts that a handler raises; not errors, and no
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
@@ -192,11 +192,27 @@ def text_of(error: BaseException) -> str:
 
 
 def only_one(group: BaseExceptionGroup[BaseException], *, beside: type[BaseException] | None = None) -> BaseException:
-    """The error in a group of one, however deep; else the group. What is of the type `beside` does not count beside an error."""
+    """The error in a group of one, however deep; else the group. What is of the type `beside` does not count beside an error.
+
+    Where a server said the same kind of no to several tasks at once, the first of them stands for all.
+    """
     errors = None if beside is None else group.split(beside)[1]
     any_group: Any = BaseExceptionGroup
     found: Any = errors or group
     while isinstance(found, any_group) and len(found.exceptions) == 1:
         found = found.exceptions[0]
+    if isinstance(found, any_group):
+        leaves = list(_leaves(found))
+        if isinstance(leaves[0], TransportError) and len(set(map(type, leaves))) == 1:
+            return leaves[0]
 
     return cast("BaseException", found)
+
+
+def _leaves(group: BaseExceptionGroup[BaseException]) -> Iterator[BaseException]:
+    any_group: Any = BaseExceptionGroup
+    for error in group.exceptions:
+        if isinstance(error, any_group):
+            yield from _leaves(cast("BaseExceptionGroup[BaseException]", error))
+        else:
+            yield error

@@ -1057,6 +1057,72 @@ async def test_what_the_server_refuses_for_good_is_raised_as_it_is(bus: MessageB
     assert isinstance(caught.value.__cause__, OSError)
 
 
+async def test_what_is_refused_to_several_handlers_at_once_is_raised_once(bus: MessageBus, subscriber: Subscriber) -> None:
+    """``except Refused`` catches it, however many were about to bury."""
+    transport = Broken("bury", Refused("WRONGTYPE: a key of this stream holds something else"))
+    both = anyio.Event()
+    waiting: list[int] = []
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        waiting.append(event.number)
+        if len(waiting) == 2:
+            both.set()
+        await both.wait()
+        raise Reject("never")
+
+    await publish(transport, Registered(number=1), Registered(number=2))
+    with pytest.raises(Refused, match="WRONGTYPE"):
+        await replace(subscriber, transport=transport).run()
+
+
+async def test_the_grace_begins_when_it_is_told_to_stop(bus: MessageBus, subscriber: Subscriber) -> None:
+    """Also where the server stands still, and keeps the reader waiting."""
+
+    class Deaf(Observed):
+        @asynccontextmanager
+        async def subscribe(self, request: Subscribe, /) -> AsyncIterator[MemorySubscription]:
+            async with super().subscribe(request) as subscription:
+                receive = subscription.receive
+
+                async def receive_and_wait(limit: int) -> Any:
+                    found = await receive(limit)
+                    if not found:
+                        await released.wait()
+                    return found
+
+                subscription.receive = receive_and_wait  # type: ignore[method-assign]
+                yield subscription
+
+    transport = Deaf()
+    log: list[str] = []
+    released = anyio.Event()
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        try:
+            await anyio.sleep_forever()
+        finally:
+            log.append("cancelled")
+            released.set()
+
+    await publish(transport, Registered(number=1))
+    async with anyio.create_task_group() as watching:
+
+        async def give_up() -> None:
+            await anyio.sleep(5)
+            log.append("too late")
+            released.set()
+
+        watching.start_soon(give_up)
+        async with running(replace(subscriber, transport=transport, grace=0.05)):
+            await wait_all_tasks_blocked()
+        watching.cancel_scope.cancel()
+
+    assert ["cancelled"] == log
+    assert 1 == sum(await counts(transport))
+
+
 async def test_it_does_not_end_in_silence(bus: MessageBus, subscriber: Subscriber) -> None:
     """A transport that delivers nothing though nobody told it to stop has broken its promise."""
 
