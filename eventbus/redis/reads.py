@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple, cast
 
 from eventbus.errors import ConfigurationError, excerpt
 from eventbus.redis.scripts import LOOK
-from eventbus.redis.writes import Key, Value, encoded
+from eventbus.redis.writes import Key, Value, encoded, few
 
 WATCHABLE: Final = frozenset(
     {
@@ -52,7 +52,7 @@ class Reads:
             return await self._ask((command, key, *words))
         if command not in WATCHABLE:
             raise ConfigurationError(f"{command} cannot be watched: it answers differently though nothing has changed")
-        digest, answer = await self._ask(LOOK.call(key, args=[command, *words]))
+        digest, answer = await self._ask(LOOK.call(key, args=[command, *few(command, words)]))
         self.watched.append(Watched(digest, command, key, words))
 
         return answer

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import islice
 from typing import Final
 
-from eventbus.errors import ConfigurationError
+from eventbus.errors import ConfigurationError, excerpt
 from eventbus.redis.conditions import Conditions
 
 Key = bytes | str
@@ -15,6 +15,8 @@ Value = bytes | str | int | float
 
 AT_ONCE: Final = 1000
 """Members, fields or values in one command, at most; more are divided."""
+AT_MOST: Final = 7000
+"""Words that a script can hand to one command: Lua has room for 8000, and an error in the midst of a transaction would leave half of it."""
 LARGEST: Final = 100_000
 """Words in all the writes of one transaction, at most: they stop the server for some 50 ms."""
 
@@ -33,7 +35,7 @@ class Writes:
 
     def write(self, command: str, name: Key, *args: Value) -> None:
         """A command that has no method here: `session.write("LPOP", "queue")`. It has one key, and can be foreseen to succeed."""
-        key, words = encoded(name), [encoded(arg) for arg in args]
+        key, words = encoded(name), few(command, [encoded(arg) for arg in args])
         command = command.upper()
         self._size += len(words) + 3
         if self._size > LARGEST:
@@ -192,6 +194,16 @@ class Writes:
             part = list(islice(rest, AT_ONCE))
             if not part:
                 return
+
+
+def few(command: str, words: list[bytes]) -> list[bytes]:
+    """The words, if a script can hand so many to a command."""
+    if len(words) > AT_MOST:
+        raise ConfigurationError(
+            f"{excerpt(command, 40)} with {len(words)} words: divide it, a script takes {AT_MOST} in one command"
+        )
+
+    return words
 
 
 def encoded(value: Value) -> bytes:

@@ -219,6 +219,20 @@ async def test_a_large_write_is_divided(session: RedisSession, server: Any) -> N
         session.sadd("s", *range(100_001))
 
 
+async def test_more_words_than_a_script_hands_to_a_command_are_refused_at_once(session: RedisSession, server: Any) -> None:
+    """Noticed in the midst of a transaction they would leave half of it."""
+    session.set(TOTAL, "1")
+    with pytest.raises(ConfigurationError, match="SADD with 8000 words: divide it"):
+        session.write("SADD", "set:{club}", *range(8000))
+    with pytest.raises(ConfigurationError, match="HMGET with 8000 words: divide it"):
+        await session.hmget("hash:{club}", *range(8000), watch=True)
+    session.write("SADD", "set:{club}", *range(7000))
+    assert [None] * 7000 == await session.hmget("hash:{club}", *range(7000), watch=True)
+    await session.commit()
+
+    assert (b"1", 7000) == (server.client.get(TOTAL), server.client.scard("set:{club}"))
+
+
 @pytest.mark.parametrize(
     ("write", "match"),
     [
