@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from eventbus.envelope import Envelope, to_fields
-from eventbus.errors import PublishError, TransportError, Unavailable
+from eventbus.errors import EncodeError, PublishError, TransportError, Unavailable, excerpt
 from eventbus.messages import check_name
+from eventbus.redis.entries import MOST_WORDS
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel, Endpoint, field_of, translate
 from eventbus.redis.scripts import PUBLISH
@@ -194,7 +195,7 @@ class _Job:
     def __init__(self, envelopes: Sequence[Envelope], default: str) -> None:
         self.envelopes = envelopes
         self.streams = [_checked(envelope.stream or default) for envelope in envelopes]
-        self.fields = [to_fields(envelope) for envelope in envelopes]
+        self.fields = [_fields(envelope) for envelope in envelopes]
         self.ids = [""] * len(envelopes)
         self.failures: list[tuple[int, TransportError, bool]] = []
         self.done = not envelopes
@@ -236,6 +237,17 @@ def _command(stream: str, parts: list[tuple[_Job, int]]) -> tuple[Any, ...]:
         words += fields
 
     return PUBLISH.call(*_keys(stream), args=words)
+
+
+def _fields(envelope: Envelope) -> list[bytes | str]:
+    fields = to_fields(envelope)
+    if len(fields) > MOST_WORDS:  # the script would fail in the midst of it
+        raise EncodeError(
+            f"{len(envelope.headers)} headers on {excerpt(envelope.type)} {excerpt(envelope.id)}: no entry of so many fields can be added",
+            type=envelope.type, path="$.headers",
+        )  # fmt: skip
+
+    return fields
 
 
 @functools.lru_cache(1000)

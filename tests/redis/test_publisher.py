@@ -6,10 +6,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from eventbus import Event, Metadata, UnitOfWork
 from eventbus.envelope import Envelope, new_id
-from eventbus.errors import Full, PublishError, Refused, TransactionError, Unavailable
+from eventbus.errors import EncodeError, Full, PublishError, Refused, TransactionError, Unavailable
 from eventbus.redis import RedisTransport
 from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
@@ -139,6 +140,18 @@ async def test_a_full_server_refuses_all_of_a_batch(transport: RedisTransport, s
         await transport.publish([envelope(), envelope()])
     assert isinstance(caught.value, PublishError)
     assert ("not sent", 2, 1) == (caught.value.outcome, len(caught.value.envelopes), server.client.xlen(S))
+
+
+async def test_an_envelope_that_no_script_can_add_stops_no_other(transport: RedisTransport, server: Any) -> None:
+    """It would fail in the midst of a batch, with what goes before it added and not remembered."""
+    good = envelope()
+    strange = replace(envelope(), headers={f"h{n}": "" for n in range(4000)})
+    publishing = asyncio.ensure_future(transport.publish([good]))
+    with pytest.raises(EncodeError, match="4000 headers"):
+        await transport.publish([good, strange])
+    [id] = await publishing
+
+    assert [id.encode()] == [id for id, _ in server.client.xrange(S)]
 
 
 async def test_one_wrong_stream_does_not_stop_the_others(transport: RedisTransport, server: Any) -> None:
