@@ -597,15 +597,18 @@ class RedisSubscription:
         for source, ids in by_source.items():
             for at in range(0, len(ids), PER_CALL):
                 lost, gone, settled = await self._control.run(
-                    RENEW.call(source, args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]))
-                )
+                    RENEW.call(
+                        source, self._sources[source].state,
+                        args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]),
+                    )
+                )  # fmt: skip
                 for id in lost:
                     self._lose(source, id.decode())
                 for id in settled:
                     self._held.pop((source, id.decode()), None)
                 vanished = [id.decode() for id in gone if self._is_gone(source, id.decode())]
                 if vanished:
-                    await self._vanished(source, vanished)
+                    self._say_vanished(source, vanished)
 
     def _is_gone(self, source: str, id: str) -> bool:
         """Whether we held it until now. What its own commit is settling at this moment is not gone."""

@@ -308,9 +308,10 @@ def test_renew_tells_what_is_lost_from_what_is_gone(server: Any) -> None:
     server.client.xack(S, "g", settled)
     server.client.xdel(S, trimmed)
 
-    lost, gone, done = server.run(RENEW, S, args=("g", "me", mine, taken, settled, trimmed))
+    lost, gone, done = server.run(RENEW, S, KEYS.state, args=("g", "me", mine, taken, settled, trimmed))
     assert ([taken], [settled]) == (lost, done)
     assert [] == gone or [trimmed] == gone  # Redis 6.2 does not tell
+    assert len(gone) == counted(server, "vanished")
     assert ("me", 1) == server.owner(S, "g", mine)
     assert "other" == server.owner(S, "g", taken)[0]
 

@@ -6,5 +6,8 @@
 -- Replies  how many starts there are now, this one included; 0 not ours
 local owner = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
 if not owner or owner[2] ~= ARGV[2] then return 0 end
-redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID')
+if #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID') == 0 then -- trimmed since the sweep: it vanished, as in renew
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+  redis.call('HINCRBY', KEYS[2], 'vanished', 1)
+end
 return redis.call('HINCRBY', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. ARGV[3], 1)

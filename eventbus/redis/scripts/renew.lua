@@ -1,6 +1,7 @@
 -- renew: shows a sign of life for what a consumer holds.
--- Promises: owner checked, so that a late one takes nothing back from a new owner. No delivery is counted.
--- KEYS     stream or retry stream
+-- Promises: owner checked, so that a late one takes nothing back from a new owner. No delivery is counted. Works when memory is full.
+--   What was trimmed is settled here, and counted as vanished: since Redis 7 the claim itself takes it out of the pending list.
+-- KEYS     stream or retry stream, group hash
 -- ARGV     group, consumer, entry ids (500 at the most)
 -- Replies  {ids that another consumer has now, ids that were trimmed under our hands, ids that are not pending any more: settled by one
 --           who had them before us, or gone with their group}
@@ -13,6 +14,8 @@ for i = 3, #ARGV do
     lost[#lost + 1] = ARGV[i]
   elseif #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID') == 0 then
     gone[#gone + 1] = ARGV[i]
+    redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
   end
 end
+if #gone > 0 then redis.call('HINCRBY', KEYS[2], 'vanished', #gone) end
 return {lost, gone, settled}
