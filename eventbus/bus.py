@@ -70,6 +70,8 @@ class MessageBus:
                 raise ConfigurationError(
                     f"MessageBus({name}={factory!r:.80}) is not a factory: give something to call, or pass the object itself to handle()"
                 )
+        if type(recursion_limit) is not int or recursion_limit < 0:
+            raise ConfigurationError(f"MessageBus(recursion_limit={recursion_limit!r:.80}): a whole number, 0 or more")
         self._limit = recursion_limit
         self._factories = dependencies
         self._handlers: dict[type[Message], tuple[Handler, ...]] = {}

@@ -157,6 +157,14 @@ class Subscriber:
             if not isinstance(value, (int, kind)) or not value >= least:
                 what = "a whole number" if kind is int else "seconds"
                 raise ConfigurationError(f"Subscriber({name}={value!r}): {what}, {least} or more")
+        if self.lease == float("inf"):
+            raise ConfigurationError("Subscriber(lease=inf): what a dead process held would never be taken over; give seconds")
+        if not callable(self.retry):
+            raise ConfigurationError(f"Subscriber(retry={self.retry!r:.80}): give a policy, like exponential(attempts=6)")
+        if self.unit_of_work is not None and not callable(self.unit_of_work):
+            raise ConfigurationError(
+                f"Subscriber(unit_of_work={self.unit_of_work!r:.80}): give a function of the transport that returns a unit of work"
+            )
 
     async def run(self, *, task_status: anyio.abc.TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Handle deliveries until cancelled. ``await tg.start(subscriber.run)`` returns once the groups exist.

@@ -416,6 +416,13 @@ async def test_the_limit_is_one_of_depth_and_not_of_number(bus: MessageBus) -> N
     assert list(range(1000)) == handled
 
 
+@pytest.mark.parametrize("limit", [-1, 1.5, "100", None])
+def test_a_limit_that_is_no_number_is_a_mistake(limit: Any) -> None:
+    """Found where the bus is made, and not when a handler raises the first message."""
+    with pytest.raises(ConfigurationError, match=rf"MessageBus\(recursion_limit={limit!r}\): a whole number, 0 or more"):
+        MessageBus(recursion_limit=limit)
+
+
 async def test_a_message_at_the_limit_that_nobody_handles_is_fine() -> None:
     """Nothing can come of it."""
     bus = MessageBus(recursion_limit=0)

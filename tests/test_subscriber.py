@@ -1358,6 +1358,9 @@ async def test_what_came_from_a_stream_is_not_published_again(
         ({"grace": -1}, "grace=-1"),
         ({"max_crashes": 0}, "max_crashes=0"),
         ({"lease": "30"}, "lease='30'"),
+        ({"lease": float("inf")}, "lease=inf"),
+        ({"retry": 3}, "retry=3): give a policy, like exponential(attempts=6)"),
+        ({"unit_of_work": UnitOfWork()}, "unit_of_work=<UnitOfWork closed>): give a function of the transport"),
     ],
 )
 def test_a_mistake_is_found_where_it_is_made(bus: MessageBus, transport: Observed, changes: dict[str, Any], text: str) -> None:
