@@ -22,7 +22,7 @@ from typing import Any, ClassVar, Protocol, Self, TypeGuard
 import anyio
 
 from eventbus.envelope import JSON, Codec, Envelope
-from eventbus.errors import PublishError, TransactionError, TransportError
+from eventbus.errors import ConfigurationError, PublishError, TransactionError, TransportError
 from eventbus.message_store import SINKHOLE, MessageStore, Record, is_inbox
 from eventbus.messages import Message
 from eventbus.models import Repository, Seen, moment
@@ -458,7 +458,7 @@ def _publish_error(error: Exception, envelopes: list[Envelope]) -> PublishError:
     if isinstance(error, PublishError) and error.envelopes:
         return error
     cause = error if isinstance(error, TransportError) else TransportError(f"{type(error).__name__}: {error}")
-    failure = PublishError.because(cause, envelopes, "unknown")
+    failure = PublishError.because(cause, envelopes, "not sent" if isinstance(error, ConfigurationError) else "unknown")
     failure.__cause__ = error
 
     return failure

@@ -21,7 +21,16 @@ from eventbus import (
     TransactionStatus,
     UnitOfWork,
 )
-from eventbus.errors import EncodeError, EventBusError, Full, PublishError, TransactionError, TransportError, Unavailable
+from eventbus.errors import (
+    ConfigurationError,
+    EncodeError,
+    EventBusError,
+    Full,
+    PublishError,
+    TransactionError,
+    TransportError,
+    Unavailable,
+)
 from eventbus.message_store import Record
 
 running, committed, rolledback, streaming, closed = TransactionStatus
@@ -592,6 +601,19 @@ async def test_a_failed_publish_never_pretends_to_be_a_rollback(uow: Library, tr
     assert "unknown" == caught.value.outcome
     assert (["commit", "publish failed"], closed) == (log, uow.status)
     assert transport.error is caught.value.__cause__
+
+
+async def test_a_mistake_in_the_transport_has_sent_nothing(uow: Library, transport: Transport) -> None:
+    """A configuration that cannot work, like Redis under trio, is found before anything is sent, and is not called a lost reply."""
+    transport.error = ConfigurationError("this transport runs under asyncio")
+    with pytest.raises(
+        PublishError, match="1 envelope not sent: ConfigurationError: this transport runs under asyncio"
+    ) as caught:
+        async with uow:
+            uow.emit(Said("a"))
+            await uow.commit()
+
+    assert "not sent" == caught.value.outcome
 
 
 @pytest.mark.parametrize(
