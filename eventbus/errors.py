@@ -23,7 +23,9 @@ Retry, Reject                 verdicts that a handler raises; not errors, and no
 
 from __future__ import annotations
 
+import itertools
 import re
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal, cast
 
@@ -189,6 +191,26 @@ def text_of(error: BaseException) -> str:
         return str(error)
     except Exception as exc:
         return f"(its text cannot be told: str() of it raises {type(exc).__name__})"
+
+
+def excerpt_of_traceback(error: BaseException, limit: int = 8000) -> str:
+    """The traceback of an error, fit for a dead letter: each line is an `excerpt`, and of one that is too long the middle is missing.
+
+    Its beginning says where the error was raised and its end what it was, however much text the error carries.
+    """
+    lines = [excerpt(line, 500) for line in "".join(traceback.format_exception(error)).split("\n")]
+    if sum(map(len, lines)) + len(lines) > limit:
+        head, tail = _as_many(lines, limit // 2 - 2), _as_many(lines[::-1], limit // 2 - 2)
+        lines = [*head, "…", *tail[::-1]]
+
+    return "\n".join(lines)
+
+
+def _as_many(lines: Sequence[str], limit: int) -> list[str]:
+    """The first lines, as many as have room."""
+    ends = itertools.accumulate(len(line) + 1 for line in lines)
+
+    return [line for line, end in zip(lines, ends, strict=True) if end <= limit]
 
 
 def only_one(group: BaseExceptionGroup[BaseException], *, beside: type[BaseException] | None = None) -> BaseException:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-import traceback
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -20,7 +19,7 @@ from typing import Self, TypeVar
 import anyio
 
 from eventbus.envelope import JSON, Codec, Envelope, decode, timestamp, to_fields
-from eventbus.errors import PublishError, Refused, excerpt, text_of
+from eventbus.errors import PublishError, Refused, excerpt, excerpt_of_traceback, text_of
 from eventbus.messages import Message, check_name
 from eventbus.transport import Backlog, DeadLetter, Delivery, Subscribe, new_consumer, start_position, utc
 
@@ -287,7 +286,7 @@ class MemorySubscription:
             reason=reason,
             error_type=type(error).__name__ if error is not None else "",
             error=excerpt(text_of(error), 2000) if error is not None else delivery.last_error or "",
-            traceback="".join(traceback.format_exception(error))[-8000:] if error is not None else "",
+            traceback=excerpt_of_traceback(error) if error is not None else "",
             first_failure=delivery.first_failure or now,
             last_failure=now,
         )

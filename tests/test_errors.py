@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from eventbus import Envelope, EventBusError, Reject, Retry, errors
 from eventbus.envelope import now
-from eventbus.errors import Full, PublishError, Refused, TransportError, Unavailable, excerpt
+from eventbus.errors import Full, PublishError, Refused, TransportError, Unavailable, excerpt, excerpt_of_traceback
 
 ENVELOPES = [Envelope(str(number), now(), "x_v1", b"{}") for number in range(3)]
 
@@ -85,6 +85,30 @@ def test_a_reject_says_why() -> None:
 def test_text_from_outside_is_made_fit_to_be_shown(expected: str, text: str) -> None:
     """One line, no control characters, not too long: it goes to logs, dead letters and terminals."""
     assert expected == excerpt(text, 12)
+
+
+def test_a_traceback_is_made_fit_to_be_shown() -> None:
+    """Its own lines stay, and what the error says cannot draw on a terminal."""
+    try:
+        raise LookupError("\x1b[31mno\rshelf\nfor it") from KeyError("dune")
+    except LookupError as exc:
+        lines = excerpt_of_traceback(exc).split("\n")
+
+    assert "KeyError: 'dune'" == lines[0]
+    assert ["LookupError: �[31mno�shelf", "for it", ""] == lines[-3:]
+
+
+@pytest.mark.parametrize("text", ["x" * 100_000, "x\n" * 50_000])
+def test_the_traceback_of_an_error_with_much_to_say_has_where_it_was_raised(text: str) -> None:
+    """And what kind of error it was: that is what it is read for."""
+    try:
+        raise LookupError(f"no shelf: {text}the end")
+    except LookupError as exc:
+        shown = excerpt_of_traceback(exc)
+
+    assert len(shown) <= 8000
+    assert f"{__file__}" in shown
+    assert "LookupError: no shelf: x" in shown
 
 
 @given(st.text(), st.integers(min_value=1, max_value=50))

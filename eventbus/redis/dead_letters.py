@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
 from eventbus.envelope import timestamp
-from eventbus.errors import excerpt, text_of
+from eventbus.errors import excerpt, excerpt_of_traceback, text_of
 from eventbus.redis.entries import carried, requeued_entry, unpacked
 from eventbus.transport import DeadLetter, Delivery
 
 _PREFIX: Final = b"dead-"
 _PACKED: Final = b"dead-packed"
 MAX_ERROR: Final = 2000
-MAX_TRACEBACK: Final = 8000
 
 
 def dead_letter_words(delivery: Delivery, consumer: str, reason: str, error: BaseException | None, now: datetime) -> list[Any]:
@@ -29,7 +27,7 @@ def dead_letter_words(delivery: Delivery, consumer: str, reason: str, error: Bas
         "reason": reason,
         "error-type": type(error).__name__ if error is not None else "",
         "error": excerpt(text_of(error), MAX_ERROR) if error is not None else delivery.last_error or "",
-        "traceback": "".join(traceback.format_exception(error))[-MAX_TRACEBACK:] if error is not None else "",
+        "traceback": excerpt_of_traceback(error) if error is not None else "",
         "first-failure": timestamp(delivery.first_failure or now),
         "last-failure": timestamp(now),
     }

@@ -626,6 +626,7 @@ class TransportContract:
         assert letter.error.startswith("no shelf")
         assert letter.error.isprintable()
         assert "KeyError: 'dune'" in letter.traceback
+        assert all(line.isprintable() for line in letter.traceback.split("\n"))
         assert again.first_failure == letter.first_failure
         assert letter.first_failure <= letter.last_failure
         assert envelope == letter.envelope
