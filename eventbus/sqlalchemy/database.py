@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import anyio
@@ -128,8 +128,19 @@ def is_away(error: BaseException) -> bool:
     return isinstance(error, OSError | TimeoutError | PoolTimeout) or _code(error).startswith(_AWAY)
 
 
-def is_missing_table(error: BaseException) -> bool:
-    return _code(error) == "42P01" or (_sqlite_code(error) == 1 and "no such table" in str(error))
+@contextmanager
+def expecting(tables: Tables) -> Generator[None]:
+    """Around what is asked of the tables: `ConfigurationError` if they are not there. Another table that is missing is none of ours."""
+    try:
+        yield
+    except DBAPIError as exc:
+        missing = _code(exc) == "42P01" or (_sqlite_code(exc) == 1 and "no such table" in str(exc.orig))
+        if missing and any(table.name in str(exc.orig) for table in tables.all):
+            raise ConfigurationError(
+                f"{tables.messages.fullname} and the tables beside it are not there: make them with "
+                "`await tables.create_all(engine)`, or in a migration as docs/transactions.md shows"
+            ) from exc
+        raise
 
 
 def _code(error: BaseException) -> str:

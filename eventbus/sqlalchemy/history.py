@@ -11,7 +11,7 @@ from sqlalchemy import ColumnElement, Row, or_, select
 from eventbus.envelope import Envelope, split_type
 from eventbus.errors import ConfigurationError
 from eventbus.messages import Message
-from eventbus.sqlalchemy.database import Database
+from eventbus.sqlalchemy.database import Database, expecting
 from eventbus.sqlalchemy.schema import Tables
 
 PAGE = 400
@@ -58,8 +58,9 @@ async def history(
     ]
     while True:
         query = select(tables.messages).where(columns.number > last, *conditions).order_by(columns.number).limit(PAGE)
-        async with database.transaction() as connection:
-            page = (await connection.execute(query)).all()
+        with expecting(tables):
+            async with database.transaction() as connection:
+                page = (await connection.execute(query)).all()
         for row in page:
             if not isinstance(type, str) or type in (row.type, split_type(row.type)[0]):  # "book" is no "book_vault_v1"
                 yield envelope_of(row)

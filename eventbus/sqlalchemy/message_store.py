@@ -35,7 +35,7 @@ from eventbus.envelope import Envelope, now
 from eventbus.errors import ConfigurationError, Retry
 from eventbus.message_store import Record
 from eventbus.messages import check_name
-from eventbus.sqlalchemy.database import AnySession, Database, insert_new, is_busy
+from eventbus.sqlalchemy.database import AnySession, Database, expecting, insert_new, is_busy
 from eventbus.sqlalchemy.history import TypeOfMessage, history, values_of
 from eventbus.sqlalchemy.schema import TABLES, Tables, from_now
 from eventbus.transport import Delivery
@@ -114,7 +114,8 @@ class SqlMessageStore:
         self._claimed = delivery.envelope.id, group
         row = {"group": group, "envelope_id": delivery.envelope.id}
         try:
-            return await _insert(self.session, self._statements.claim, row)
+            with expecting(self.tables):
+                return await _insert(self.session, self._statements.claim, row)
         except DBAPIError as exc:
             if is_busy(exc):
                 raise Retry(f"another transaction is in the way: {exc.orig}", after=random.uniform(0.05, 0.5)) from exc
@@ -125,7 +126,8 @@ class SqlMessageStore:
             return
         more = {"relay_after": float(self.relay_after)}
         rows = [{**values_of(record.envelope), "outgoing": record.outgoing, **more} for record in records]
-        await self.session.execute(self._statements.add, rows)
+        with expecting(self.tables):
+            await self.session.execute(self._statements.add, rows)
         notify = self._statements.notify
         if notify is not None and not self.relay_after and any(record.outgoing for record in records):
             await self.session.execute(notify)

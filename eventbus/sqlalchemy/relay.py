@@ -27,14 +27,13 @@ import anyio
 import anyio.abc
 import msgspec
 from sqlalchemy import ColumnElement, Row, Select, bindparam, func, null, or_, select, update
-from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventbus.envelope import Envelope
 from eventbus.errors import ConfigurationError, PublishError, Refused, TransportError, Unavailable, excerpt, only_one
 from eventbus.gate import Gate
 from eventbus.messages import check_name
-from eventbus.sqlalchemy.database import Database, Sessions, insert_new, is_away, is_busy, is_missing_table
+from eventbus.sqlalchemy.database import Database, Sessions, expecting, insert_new, is_away, is_busy
 from eventbus.sqlalchemy.history import TypeOfMessage, envelope_of, history
 from eventbus.sqlalchemy.notices import listen
 from eventbus.sqlalchemy.restore import Server
@@ -129,7 +128,8 @@ class Relay:
         For tests, and for a job that runs from time to time. What another relay is sending just now is left to it.
         """
         run = _Run(self, everything=True)
-        await run.server.look()
+        with expecting(self.tables):
+            await run.server.look()
         while await run.send():
             pass
 
@@ -265,16 +265,9 @@ class _Run:
             self._due, self._stream.not_in(others), self._stream.not_in(list(self._resting))
         )
         first = due.order_by(messages.number).limit(self.relay.batch).subquery()
-        try:
+        with expecting(self.relay.tables):
             async with self.database.transaction() as connection:
                 return list((await connection.execute(select(first.c.stream).distinct())).scalars())
-        except DBAPIError as exc:
-            if is_missing_table(exc):
-                raise ConfigurationError(
-                    f"{self.relay.tables.messages.fullname} and the tables beside it are not there: make them with "
-                    "`await tables.create_all(engine)`, or in a migration as docs/transactions.md shows"
-                ) from exc
-            raise
 
     async def _take(self, streams: Sequence[str]) -> tuple[list[str], Sequence[Row[Any]]]:
         """Lease those of the streams that nobody else has taken meanwhile, or is taking just now; and what is due on them, in order.

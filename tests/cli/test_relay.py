@@ -177,14 +177,15 @@ def test_it_can_wait_for_the_database(start: Start, shop: Shop, driver: str) -> 
         assert "(waited 0.5 s)" in process.output
 
 
-def test_tables_that_are_not_there_are_one_line(eventbus: Command, write: Write) -> None:
+def test_tables_that_are_not_there_are_one_line(eventbus: Command, write: Write, server: LiveServer) -> None:
     """Exit code 2: the service has not been set up."""
     write("shop", SHOP)
 
-    done = eventbus("relay", "shop:sending")
+    for command in (["relay"], ["relay", "--drain"], ["republish", "--since", "2026-01-01T00:00:00Z"]):
+        done = eventbus(*command, "shop:sending", SERVER_URL=server.url)
 
-    assert (2, "") == (done.returncode, done.stdout)
-    assert done.stderr.startswith("eventbus: eventbus_messages and the tables beside it are not there: make them with")
+        assert (2, "") == (done.returncode, done.stdout)
+        assert done.stderr.startswith("eventbus: eventbus_messages and the tables beside it are not there: make them with")
 
 
 # ------------------------------------------------------------------------------------------------------------- republish

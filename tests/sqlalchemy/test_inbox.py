@@ -11,14 +11,14 @@ from typing import Any
 
 import anyio
 import pytest
-from sqlalchemy import insert, select
+from sqlalchemy import MetaData, insert, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from eventbus import Delivery, MemoryTransport, MessageBus, Subscriber, Transport, UnitOfWork, exponential
 from eventbus.envelope import seal, to_fields
-from eventbus.errors import Retry
-from eventbus.sqlalchemy import TABLES, SqlMessageStore
+from eventbus.errors import ConfigurationError, Retry
+from eventbus.sqlalchemy import TABLES, SqlMessageStore, tables
 from eventbus.testing import drain, wait_until
 from tests.sqlalchemy.club import EFFECTS, Club, Counted, Registered, reader
 from tests.sqlalchemy.conftest import Database
@@ -73,6 +73,12 @@ async def test_a_second_delivery_has_no_second_effect(database: Database) -> Non
     assert {"Dune": 1} == await effects(database)
     assert [Counted("Dune")] == transport.messages(Counted)
     assert [("reader", taken.envelope.id)] == await database.rows(select(INBOX.group, INBOX.envelope_id))
+
+
+async def test_tables_that_are_not_there_are_said_to_be_missing(database: Database) -> None:
+    """It is a failed attempt, whose error says what to do."""
+    with pytest.raises(ConfigurationError, match="other_messages and the tables beside it are not there: make them with"):
+        await handle(database, delivery(), tables=tables("other_", MetaData()))
 
 
 async def test_concurrent_deliveries_have_one_effect(database: Database) -> None:

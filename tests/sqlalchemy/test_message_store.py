@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from sqlalchemy import MetaData, event, func, insert, select
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engine
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, reconstructor
 from sqlalchemy.orm import Session as SyncSession
@@ -49,6 +50,27 @@ async def state(database: Database) -> list[tuple[str, str]]:
     return [
         (type, "sent" if sent and entry and not due else "due" if due and not sent else "home") for type, due, sent, entry in rows
     ]
+
+
+async def test_tables_that_are_not_there_are_said_to_be_missing(database: Database) -> None:
+    """Whoever begins has not made them yet, and hears what to do."""
+    others = tables("other_", MetaData())
+    missing = "other_messages and the tables beside it are not there: make them with"
+    with pytest.raises(ConfigurationError, match=missing):
+        await commit(database, "Dune", tables=others)
+    async with database.sessions() as session:
+        with pytest.raises(ConfigurationError, match=missing):
+            await anext(aiter(SqlMessageStore(session, tables=others).history()))
+
+
+async def test_a_table_of_the_service_that_is_missing_is_its_own_affair(database: Database) -> None:
+    """It is missed in our statement, since that is when the session writes what it was given."""
+    session = database.sessions()
+    with pytest.raises(DBAPIError, match="nowhere"):
+        async with UnitOfWork(session, message_store=SqlMessageStore(session)) as uow:
+            session.add(Nowhere(1))
+            uow.emit(Registered("Dune"))
+            await uow.commit()
 
 
 async def test_what_was_handled_and_raised_is_stored_with_the_state(database: Database) -> None:
@@ -227,6 +249,16 @@ async def test_history_is_read_in_pages(database: Database, monkeypatch: pytest.
 
 
 class Base(DeclarativeBase): ...
+
+
+class Nowhere(Base):
+    """A mapped class whose table is not there."""
+
+    __tablename__ = "nowhere"
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+    def __init__(self, id: int) -> None:
+        self.id = id
 
 
 class Shelf(Base):
