@@ -736,6 +736,24 @@ def test_the_contract_runs_over_a_transport_of_somebody_else(pytester: pytest.Py
     result.stdout.re_match_lines([r"E +At index 0 diff: '\d+-\d+' != '\d+-0'"])
 
 
+def test_what_the_page_says_of_a_transport_of_your_own_is_so(pytester: pytest.Pytester) -> None:
+    """Its file is a whole one."""
+    [code] = re.findall(r"^```python\n(.*?)^```$", TESTING.read_text().partition("## A transport")[2], re.MULTILINE | re.DOTALL)
+    pytester.makepyfile(
+        ours="""
+        from eventbus import MemoryTransport
+
+        class OurTransport(MemoryTransport):
+            def __init__(self, url):
+                super().__init__()
+        """,
+        test_ours=code,
+    )
+    result = pytester.runpytest("-k", "[asyncio] and (test_streams_never_mix or test_what_was_buried_is_not_delivered_again)")
+
+    assert 2 == result.parseoutcomes()["passed"]
+
+
 # ----------------------------------------------------------------------------------------------------------- fake Redis
 
 
