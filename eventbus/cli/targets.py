@@ -63,7 +63,11 @@ def _import(name: str) -> ModuleType:
     except ModuleNotFoundError as exc:
         missing = exc.name or ""
         if name == missing or name.startswith(f"{missing}."):
-            near = did_you_mean(missing, _modules_beside(missing))
+            parent, _, attribute = missing.rpartition(".")
+            if parent and hasattr(sys.modules.get(parent), attribute):
+                near = f"; did you mean {parent}:{attribute}?"
+            else:
+                near = did_you_mean(missing, _modules_beside(missing))
             raise _wrong(f"there is no module {missing!r} here ({os.getcwd()}) or on sys.path{near}", exc) from exc
         raise _wrong(f"{name} imports {missing!r}, which is not installed or is misspelled ({place_of(exc)})", exc) from exc
     except (Exception, SystemExit) as exc:

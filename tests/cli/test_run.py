@@ -80,6 +80,7 @@ def service(write: Write) -> Write:
     [
         ("shopp:one", "there is no module 'shopp' here ({here}) or on sys.path; did you mean shop?"),
         ("shop.orders:one", "there is no module 'shop.orders' here ({here}) or on sys.path"),
+        ("shop.one", "there is no module 'shop.one' here ({here}) or on sys.path; did you mean shop:one?"),
         ("shop:on", "shop has no 'on'; did you mean one?"),
         ("shop:xyz", "shop has no 'xyz'; its subscribers are one"),
         ("shop:bus", "shop:bus is a MessageBus, not a Subscriber or a list of them; its subscribers are one"),
