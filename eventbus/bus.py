@@ -68,7 +68,8 @@ class MessageBus:
                 raise ConfigurationError(f"MessageBus({name}=…): {name!r} is provided by the bus itself; choose another name")
             if not callable(factory):
                 raise ConfigurationError(
-                    f"MessageBus({name}={factory!r:.80}) is not a factory: give something to call, or pass the object itself to handle()"
+                    f"MessageBus({name}=…) is given a {type(factory).__name__}, which is no factory: give something to call, "
+                    "or pass the object itself to handle()"
                 )
         if type(recursion_limit) is not int or recursion_limit < 0:
             raise ConfigurationError(f"MessageBus(recursion_limit={recursion_limit!r:.80}): a whole number, 0 or more")

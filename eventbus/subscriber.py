@@ -151,7 +151,7 @@ class Subscriber:
         if not isinstance(self.bus, MessageBus):
             raise ConfigurationError(f"Subscriber(bus={self.bus!r:.80}): give a MessageBus")
         if isinstance(self.transport, str):
-            raise ConfigurationError(f"Subscriber(transport=…) is a URL; write transport=connect({self.transport!r:.20}…)")
+            raise ConfigurationError("Subscriber(transport=…) is a URL; write transport=connect(url)")
         for name, kind, least in (("concurrency", int, 1), ("lease", float, 0.05), ("grace", float, 0), ("max_crashes", int, 1)):
             value = getattr(self, name)
             if not isinstance(value, (int, kind)) or not value >= least:

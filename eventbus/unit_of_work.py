@@ -97,6 +97,8 @@ class UnitOfWork:
         transport: Publisher | None = None,
         message_store: MessageStore | None = None,
     ) -> None:
+        if isinstance(transport, str):
+            raise ConfigurationError(f"{type(self).__name__}(transport=…) is a URL; write transport=connect(url)")
         self.session = session
         self.transport = transport
         self.message_store = SINKHOLE if message_store is None else message_store

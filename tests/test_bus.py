@@ -565,7 +565,9 @@ def test_what_the_bus_provides_itself_cannot_be_a_dependency(name: str) -> None:
 
 def test_a_dependency_of_the_bus_is_a_factory() -> None:
     """An instance would be shared by all that is handled at once."""
-    with pytest.raises(ConfigurationError, match=r"MessageBus\(clock='noon'\) is not a factory: give something to call"):
+    with pytest.raises(
+        ConfigurationError, match=r"MessageBus\(clock=…\) is given a str, which is no factory: give something to call"
+    ):
         MessageBus(clock="noon")  # type: ignore[arg-type]
 
 

@@ -603,6 +603,13 @@ async def test_a_failed_publish_never_pretends_to_be_a_rollback(uow: Library, tr
     assert transport.error is caught.value.__cause__
 
 
+def test_a_url_is_no_transport() -> None:
+    """Said before anything is committed."""
+    url: Any = "redis://localhost:6379/0"
+    with pytest.raises(ConfigurationError, match=r"Library\(transport=…\) is a URL; write transport=connect\(url\)"):
+        Library(None, transport=url)
+
+
 async def test_a_mistake_in_the_transport_has_sent_nothing(uow: Library, transport: Transport) -> None:
     """A configuration that cannot work, like Redis under trio, is found before anything is sent, and is not called a lost reply."""
     transport.error = ConfigurationError("this transport runs under asyncio")

@@ -71,7 +71,7 @@ class RedisSession(Reads, Writes):
     def __init__(self, transport: Transport) -> None:
         if not isinstance(transport, RedisTransport):
             raise ConfigurationError(
-                f"RedisSession({transport!r:.80}): it commits by a script on the server of a RedisTransport; "
+                f"RedisSession({type(transport).__name__} …): it commits by a script on the server of a RedisTransport; "
                 "give another session to a unit of work on another transport"
             )
         Reads.__init__(self, transport.ask)

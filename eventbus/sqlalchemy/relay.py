@@ -92,7 +92,7 @@ class Relay:
 
     def __post_init__(self) -> None:
         if isinstance(self.transport, str):
-            raise ConfigurationError(f"Relay(transport=…) is a URL; write connect({self.transport!r:.20}…)")
+            raise ConfigurationError("Relay(transport=…) is a URL; write transport=connect(url)")
         if not self.horizon >= 0 or not self.poll > 0 or not self.batch >= 1:
             raise ConfigurationError(f"{self!r}: horizon is seconds, poll more than none of them, and batch one message or more")
         for name in ("keep", "remember"):

@@ -8,10 +8,12 @@ from typing import Any
 
 import anyio
 import pytest
+from sqlalchemy.ext.asyncio import create_async_engine
 
 from eventbus import Event, MessageBus, Metadata, Subscriber, UnitOfWork
-from eventbus.errors import EventBusError
+from eventbus.errors import ConfigurationError, EventBusError
 from eventbus.redis import RedisSession, RedisTransport
+from eventbus.sqlalchemy import Relay
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer
 
@@ -139,3 +141,21 @@ async def test_nothing_tells_it_when_the_server_refuses(
 
     assert text
     assert CANARY not in text
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda url: UnitOfWork(transport=url),
+        lambda url: Subscriber(bus=bus, transport=url, streams=["club"], group="g"),
+        lambda url: Relay(create_async_engine("sqlite+aiosqlite://"), url),
+        RedisSession,
+        lambda url: MessageBus(cache=url),
+    ],
+)
+def test_an_address_where_an_object_belongs_is_not_repeated(make: Callable[[str], Any]) -> None:
+    """Not even its beginning: that has room for most passwords."""
+    with pytest.raises(ConfigurationError) as caught:
+        make(f"redis://:{CANARY}@h")
+
+    assert CANARY[:4] not in str(caught.value)

@@ -448,7 +448,7 @@ async def test_what_a_transport_raises_by_mistake_is_raised(database: Database) 
     ("options", "said"),
     [
         ({"source": "sqlite://"}, "AsyncEngine or an async_sessionmaker"),
-        ({"transport": "redis://localhost"}, r"write connect\('redis://localhost'"),
+        ({"transport": "redis://localhost"}, r"write transport=connect\(url\)"),
         ({"batch": 0}, "batch one message or more"),
         ({"poll": 0}, "poll"),
         ({"horizon": -1}, "horizon"),
