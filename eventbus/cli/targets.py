@@ -42,6 +42,8 @@ def look_here() -> None:
 
 
 def _find(target: str, kind: type[T]) -> Sequence[T]:
+    if "://" in target:
+        raise _wrong("a URL is no target: give module:attribute, and the URL with --url")
     module_name, colon, attribute = target.partition(":")
     if not module_name or (colon and not attribute):
         raise _wrong(f"{target!r} is no target: give module:attribute, like reading_club.mailer:mailer, or a module")

@@ -89,6 +89,7 @@ def service(write: Write) -> Write:
         ("shop:raises", "calling shop:raises() failed: KeyError: 'isbn' (shop.py:17, in raises)"),
         ("shop:later", "shop:later is an async function: what returns subscribers is called before the event loop runs"),
         ("shop.py:one", "'shop.py:one' names a file: give the module, shop:one"),
+        ("redis://:secret@localhost/0", "a URL is no target: give module:attribute, and the URL with --url"),
         (":one", "':one' is no target: give module:attribute, like reading_club.mailer:mailer, or a module"),
         ("shop:", "'shop:' is no target: give module:attribute, like reading_club.mailer:mailer, or a module"),
         ("empty", "empty has no Subscriber at its top level; name what returns one: empty:attribute"),
