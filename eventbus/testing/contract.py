@@ -632,25 +632,6 @@ class TransportContract:
         assert envelope == letter.envelope
         assert dict(zip(delivery.fields[::2], delivery.fields[1::2], strict=True)) == dict(letter.fields)
 
-    async def test_an_error_whose_text_cannot_be_made_is_no_reason_to_keep_it(self, transport: Transport, stream: str) -> None:
-        """It is retried and buried like any other, or it would be in hand for ever."""
-
-        class Speechless(Exception):
-            def __str__(self) -> str:
-                raise KeyError("title")
-
-        await transport.publish(things(stream, 1))
-        async with transport.subscribe(self.request(stream)) as subscription:
-            [delivery] = await self.take(subscription, 1)
-            await subscription.retry(delivery, after=0.0, error=Speechless())
-            [again] = await self.take(subscription, 1)
-
-            assert await subscription.bury(again, reason="attempts exhausted", error=Speechless())
-
-        [letter] = await transport.dead_letters(stream, "readers")
-
-        assert (2, "Speechless") == (letter.attempts, letter.error_type)
-
     async def test_what_was_buried_is_not_delivered_again(self, transport: Transport, stream: str) -> None:
         """Neither to its group, nor is it dead for any other."""
         dead, alive = things(stream, 2)
