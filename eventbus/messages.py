@@ -122,6 +122,8 @@ class Event(Message, frozen=True):
 def check_name(what: str, name: str) -> str:
     """The name, if it may be part of a Redis key, a log line and a metric; else `ConfigurationError`."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
+        if isinstance(name, str) and "://" in name:  # with a password in it, perhaps
+            raise ConfigurationError(f"a URL is no {what} name: use 1 to 128 letters, digits, '.', '_', ':' and '-'")
         raise ConfigurationError(
             f"{what} name {name!r:.200}: use 1 to 128 letters, digits, '.', '_', ':' and '-', beginning with a letter or digit"
         )

@@ -10,7 +10,7 @@ import anyio
 import pytest
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from eventbus import Event, MessageBus, Metadata, Subscriber, UnitOfWork
+from eventbus import Event, MemoryTransport, MessageBus, Metadata, Subscriber, UnitOfWork
 from eventbus.errors import ConfigurationError, EventBusError
 from eventbus.redis import RedisSession, RedisTransport
 from eventbus.sqlalchemy import Relay
@@ -151,6 +151,7 @@ async def test_nothing_tells_it_when_the_server_refuses(
         lambda url: Relay(create_async_engine("sqlite+aiosqlite://"), url),
         RedisSession,
         lambda url: MessageBus(cache=url),
+        lambda url: Subscriber(bus=bus, transport=MemoryTransport(), streams=[url], group="g"),
     ],
 )
 def test_an_address_where_an_object_belongs_is_not_repeated(make: Callable[[str], Any]) -> None:
