@@ -35,8 +35,8 @@ from eventbus.transport import Delivery, Subscribe, new_consumer, start_position
 
 logger = logging.getLogger("eventbus.redis")
 
-BLOCK: Final = 6.0
-"""Seconds that a read waits for entries, at the most: until the next sweep."""
+BLOCK: Final = 2.0
+"""Seconds that a read waits for entries, at the most. A line that has gone silent is noticed `REPLY_TIMEOUT` after that."""
 SWEEP_EVERY: Final = 5.0
 """Seconds between two sweeps, give or take a fifth."""
 ACK_WITHIN: Final = 0.01
