@@ -186,9 +186,12 @@ class Subscriber:
         self._runs.add(run)
         try:
             async with anyio.create_task_group() as tasks:
-                await tasks.start(run.serve, request)
-                task_status.started()
+                tasks.start_soon(
+                    run.serve, request
+                )  # not start, which when cancelled waits for a task that waits to be told to stop
                 try:
+                    await run.serving.wait()
+                    task_status.started()
                     await anyio.sleep_forever()
                 finally:
                     run.stopping.set()
@@ -228,6 +231,7 @@ class _Run:
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber
         self.subscription: Subscription | None = None
+        self.serving = anyio.Event()
         self.stopping = anyio.Event()
         self.in_hand = 0
         self.running: dict[Delivery, anyio.CancelScope] = {}
@@ -251,12 +255,12 @@ class _Run:
         self.make = subscriber.unit_of_work
         self.handle = subscriber.bus.handle
 
-    async def serve(self, request: Subscribe, *, task_status: anyio.abc.TaskStatus[None]) -> None:
+    async def serve(self, request: Subscribe) -> None:
         """Join the groups, and work until told to stop. In a task of its own: a cancellation of `run`, also asyncio's, is not ours."""
         with anyio.CancelScope() as scope:
             async with self.subscriber.transport.subscribe(request) as subscription:
                 scope.shield = True  # from here on a cancellation is a drain
-                task_status.started()
+                self.serving.set()
                 watchdog = Watchdog(f"{'+'.join(request.streams)}/{request.group}", request.lease)
                 with watchdog.watching():
                     async with anyio.create_task_group() as beating:

@@ -768,6 +768,33 @@ async def test_a_cancellation_before_it_has_joined_ends_it(subscriber: Subscribe
     assert scope.cancelled_caught
 
 
+async def test_a_cancellation_at_the_moment_of_joining_ends_it(subscriber: Subscriber) -> None:
+    """What has just joined is told to stop like any other, and does not run on for ever."""
+    late: list[str] = []
+
+    class Joined(Observed):
+        @asynccontextmanager
+        async def subscribe(self, request: Subscribe, /) -> AsyncIterator[MemorySubscription]:
+            async with super().subscribe(request) as subscription:
+                working.cancel()
+                yield subscription
+
+    async def give_up() -> None:
+        await anyio.sleep(5)
+        late.append("it runs on")
+        transport.subscriptions[0].stop()
+
+    transport = Joined()
+    async with anyio.create_task_group() as watching:
+        watching.start_soon(give_up)
+        with anyio.CancelScope() as working:
+            await replace(subscriber, transport=transport).run()
+        watching.cancel_scope.cancel()
+
+    assert working.cancelled_caught
+    assert [] == late
+
+
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])
 async def test_asyncios_own_cancellation_drains_as_well(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """`task.cancel()`, which is also what Ctrl-C does under `asyncio.run`, gives handlers their grace."""
