@@ -13,7 +13,6 @@ from typing import Any, ClassVar
 
 from sqlalchemy import (
     Boolean,
-    Executable,
     Float,
     Insert,
     Select,
@@ -186,7 +185,7 @@ class SqlMessageStore:
                 return (await connection.execute(found)).first() is not None
             await connection.execute(text(f"SET LOCAL lock_timeout = {WAIT_FOR_COMMIT * 1000:.0f}"))
             async with connection.begin_nested() as trial:
-                inserted = await _insert(connection, _returning(insert_new(table, database.dialect)), row)
+                inserted = await _insert(connection, _counted(insert_new(table, database.dialect)), row)
                 await trial.rollback()
 
             return not inserted
@@ -196,7 +195,7 @@ class SqlMessageStore:
 class _Statements:
     """Those of every transaction."""
 
-    claim: Executable
+    claim: Insert
     add: Insert
     notify: Select[Any] | None
     mark: Update
@@ -209,7 +208,7 @@ def _statements(tables: Tables, dialect: str) -> _Statements:
     due = case((bindparam("outgoing", type_=Boolean()), from_now(bindparam("relay_after", type_=Float(53)))))
 
     return _Statements(
-        claim=_returning(
+        claim=_counted(
             insert_new(tables.inbox, dialect).values(
                 group=bindparam("group"), envelope_id=bindparam("envelope_id"), handled_at=from_now()
             )
@@ -224,11 +223,18 @@ def _statements(tables: Tables, dialect: str) -> _Statements:
     )
 
 
-def _returning(insert: Insert) -> Executable:
-    """So that the database says whether a row was inserted: not every driver counts them."""
-    return insert.returning(literal(1))
+def _counted(insert: Insert) -> Insert:
+    """psycopg has forgotten how many were inserted when it is asked later, so SQLAlchemy is told to ask at once.
+
+    RETURNING would say it too, but with it readers on SQLite were seen to hold the lock for more than five seconds while their server was
+    being killed.
+    """
+    return insert.execution_options(preserve_rowcount=True)
 
 
-async def _insert(executor: AnySession | AsyncConnection, statement: Executable, row: Mapping[str, Any]) -> bool:
+async def _insert(executor: AnySession | AsyncConnection, statement: Insert, row: Mapping[str, Any]) -> bool:
     """Whether a row was not there, and is now."""
-    return (await executor.execute(statement, row)).first() is not None
+    result: Any = await executor.execute(statement, row)
+    inserted: bool = result.rowcount == 1
+
+    return inserted
