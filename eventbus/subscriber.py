@@ -444,6 +444,9 @@ class _Run:
                     await uow.commit()
             if uow.status is _STREAMING:
                 await uow.close()
+        except ExceptionGroup as group:  # of a task group in the handler: what one of its tasks says, the handler says
+            only = only_one(group)
+            error = only if isinstance(only, Exception) else group
         except Exception as exc:
             error = exc
         except anyio.get_cancelled_exc_class() as exc:

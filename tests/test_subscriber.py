@@ -372,6 +372,27 @@ async def test_an_error_that_cannot_say_what_it_is_is_a_failed_attempt_like_any(
     assert "Speechless: (its text cannot be told" in caplog.text
 
 
+async def test_what_a_task_of_the_handler_says_the_handler_says(
+    bus: MessageBus, subscriber: Subscriber, transport: Observed
+) -> None:
+    """Where it is the only error of a task group."""
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        async def look() -> None:
+            raise Reject("never")
+
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(look)
+
+    await publish(transport, Registered(number=1))
+    done = await drain(subscriber)
+    [letter] = await transport.dead_letters(STREAM, GROUP)
+
+    assert (0, 1) == (done.retried, done.buried)
+    assert ("rejected", "Reject", "never") == (letter.reason, letter.error_type, letter.error)
+
+
 async def test_reject_buries_at_once(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """Nobody asks the policy, and nothing is tried again."""
     handle, handled = failing(lambda: Reject("no such address"))
