@@ -48,9 +48,9 @@ class EmbeddedServer:
     """
 
     def __init__(self, path: Path | None = None, *, executable: str | None = None, options: Sequence[str] = ()) -> None:
-        self.path = None if path is None else path.expanduser().absolute()
-        self.executable = _chosen(executable)
-        self.options = tuple(options)
+        self.path: Path | None = None if path is None else path.expanduser().absolute()
+        self.executable: Path = _chosen(executable)
+        self.options: tuple[str, ...] = tuple(options)
         self._life: _Life | None = None
         self._address: Path | None = None
         """Of the last life, if there was one."""

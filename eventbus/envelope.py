@@ -126,7 +126,7 @@ class Codec:
     def __init__(self, content_type: str, encode: Callable[[Any], bytes], decoder: Callable[[type], Any]) -> None:
         self.content_type = content_type
         self._encode = encode
-        self.decoder = functools.cache(functools.partial(_decoder, decoder))
+        self.decoder: Callable[[type[Message]], Callable[[bytes], Any]] = functools.cache(functools.partial(_decoder, decoder))
         """``decoder(message_class)`` → a function from a payload to a message, made once per class."""
 
     def __repr__(self) -> str:

@@ -22,9 +22,9 @@ class Gate:
 
     def __init__(self, title: str, logger: logging.Logger) -> None:
         self.title = title
-        self.failures = 0
+        self.failures: int = 0
         """Since the last success."""
-        self.reconnects = 0
+        self.reconnects: int = 0
         """Times that it went well again after a failure."""
         self._logger = logger
         self._said = float("-inf")

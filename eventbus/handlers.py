@@ -100,11 +100,11 @@ class Handler:
             raise ConfigurationError(
                 f"{where(function)} is to listen to {message_type.__name__}: handlers are found by exact type; name the classes, A | B"
             )
-        self.message_type = message_type
-        self.function = function
-        self.in_thread = not _is_async(function)
-        self.parameters = tuple(_parameters(function))
-        self.shape = self._shape()
+        self.message_type: type[Message] = message_type
+        self.function: Callable[..., Any] = function
+        self.in_thread: bool = not _is_async(function)
+        self.parameters: tuple[tuple[str, str, bool], ...] = tuple(_parameters(function))
+        self.shape: int = self._shape()
         """0: called with the message alone; 1: with the unit of work behind it; -1: with keyword arguments."""
 
     def __str__(self) -> str:

@@ -70,9 +70,9 @@ class MemoryTransport:
     """
 
     def __init__(self, stream: str = "events", *, codec: Codec = JSON, clock: Clock | None = None) -> None:
-        self.stream = check_name("stream", stream)
+        self.stream: str = check_name("stream", stream)
         self.codec = codec
-        self.clock = clock or Clock()
+        self.clock: Clock = clock or Clock()
         self.envelopes: list[Envelope] = []
         """Every envelope that was published, in order."""
         self._streams: dict[str, _Stream] = {}
@@ -207,7 +207,7 @@ class MemorySubscription:
     """
 
     def __init__(self, groups: list[_Group], request: Subscribe, clock: Clock, changes: _Changes) -> None:
-        self.consumer = new_consumer()
+        self.consumer: str = new_consumer()
         self._groups = deque(groups)
         self._request = request
         self._clock = clock

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import count
-from typing import Any, Generic, Protocol, SupportsIndex, TypeVar, overload
+from typing import Any, Final, Generic, Protocol, SupportsIndex, TypeVar, overload
 
 import msgspec
 
 from eventbus.messages import Message
 
-moment = count(1).__next__
+moment: Final = count(1).__next__
 """The order of raising in this process: larger is later."""
 
 

@@ -19,6 +19,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import chain
+from typing import Final
 
 import anyio
 import anyio.abc
@@ -35,7 +36,7 @@ from eventbus.transport import Delivery, Subscribe, Subscription, Transport, sta
 from eventbus.unit_of_work import TransactionStatus, UnitOfWork
 from eventbus.watchdog import Watchdog
 
-logger = logging.getLogger("eventbus")
+logger: Final = logging.getLogger("eventbus")
 
 _STREAMING = TransactionStatus.streaming
 _SQUARE, _CURLY = ord("["), ord("{")

@@ -17,7 +17,7 @@ import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from inspect import isawaitable
 from types import TracebackType
-from typing import Any, ClassVar, Protocol, Self, TypeGuard
+from typing import Any, ClassVar, Final, Protocol, Self, TypeGuard
 
 import anyio
 
@@ -29,7 +29,7 @@ from eventbus.models import Repository, Seen, moment
 from eventbus.shield import shielded
 from eventbus.transport import Delivery, Publisher
 
-logger = logging.getLogger("eventbus")
+logger: Final = logging.getLogger("eventbus")
 
 _REPOSITORY: Any = Repository
 """What its models are is not known here, and need not be."""
@@ -99,10 +99,10 @@ class UnitOfWork:
     ) -> None:
         if isinstance(transport, str):
             raise ConfigurationError(f"{type(self).__name__}(transport=…) is a URL; write transport=connect(url)")
-        self.session = session
-        self.transport = transport
-        self.message_store = SINKHOLE if message_store is None else message_store
-        self.status = _CLOSED
+        self.session: Session | None = session
+        self.transport: Publisher | None = transport
+        self.message_store: MessageStore = SINKHOLE if message_store is None else message_store
+        self.status: TransactionStatus = _CLOSED
         self._emitted: list[tuple[int, Message, Mapping[str, str] | None]] = []
         self._records: list[Record] = []
         self._outgoing: list[Record] = []

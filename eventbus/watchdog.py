@@ -14,10 +14,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
+from typing import Final
 
 import anyio
 
-logger = logging.getLogger("eventbus")
+logger: Final = logging.getLogger("eventbus")
 
 _frames = vars(sys)["_current_frames"]
 """What each thread executes (documented, for debuggers, under its underscore: `sys._current_frames`)."""
