@@ -20,9 +20,9 @@ class Batch:
     __slots__ = ("commands", "crashes", "ids")
 
     def __init__(self, commands: list[tuple[Any, ...]], ids: dict[str, list[str]], crashes: list[tuple[str, str]]) -> None:
-        self.commands = commands
-        self.ids = ids
-        self.crashes = crashes
+        self.commands: list[tuple[Any, ...]] = commands
+        self.ids: dict[str, list[str]] = ids
+        self.crashes: list[tuple[str, str]] = crashes
 
 
 class Acks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from typing import Final
 
 import msgspec
 
@@ -10,7 +11,7 @@ from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel
 from eventbus.redis.scripts import AUDIT, COUNT
 
-logger = logging.getLogger("eventbus.redis")
+logger: Final = logging.getLogger("eventbus.redis")
 
 _PAGE = 10_000
 

@@ -29,7 +29,7 @@ class Conditions:
     """Follows the writes of one transaction, in their order."""
 
     def __init__(self) -> None:
-        self.adds = False
+        self.adds: bool = False
         """Whether some write needs memory, so that a full server refuses it."""
         self._keys: dict[bytes, _Key] = {}
 

@@ -139,7 +139,7 @@ class Link:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.sent = False
+        self.sent: bool = False
         """Whether the last call may have reached the server."""
         self._connection: AbstractConnection | None = None
         self._wire: Wire | None = None
@@ -228,7 +228,7 @@ class Channel:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self.opened = 0
+        self.opened: int = 0
         """How many connections it has had."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: Link | None = None

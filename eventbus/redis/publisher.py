@@ -19,7 +19,7 @@ from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel, Endpoint, field_of, translate
 from eventbus.redis.scripts import PUBLISH
 
-logger = logging.getLogger("eventbus.redis")
+logger: Final = logging.getLogger("eventbus.redis")
 
 WINDOW: Final = 600.0
 """Seconds for which an envelope id is remembered at least; twice that at the most."""

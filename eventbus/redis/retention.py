@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from datetime import timedelta
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
@@ -13,7 +13,7 @@ from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel
 from eventbus.redis.scripts import PRUNE, TRIM
 
-logger = logging.getLogger("eventbus.redis")
+logger: Final = logging.getLogger("eventbus.redis")
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):

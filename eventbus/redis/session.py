@@ -41,7 +41,7 @@ from eventbus.redis.conditions import Conditions, shown
 from eventbus.redis.exchange import Unanswered
 from eventbus.redis.keys import Keys
 from eventbus.redis.publisher import WINDOW
-from eventbus.redis.reads import Reads
+from eventbus.redis.reads import Reads, Watched
 from eventbus.redis.scripts import SETTLE
 from eventbus.redis.transport import RedisTransport
 from eventbus.redis.writes import Key, Value, Writes
@@ -227,8 +227,10 @@ class RedisSession(Reads, Writes):
                 raise TransportError(f"the commit was answered with {reply!r:.200}")
 
     def _forget(self) -> None:
-        self.commands, self.conditions, self._size = [], Conditions(), 0
-        self.watched = []
+        self.commands: list[tuple[str, bytes, Sequence[bytes]]] = []
+        self.conditions: Conditions = Conditions()
+        self.watched: list[Watched] = []
+        self._size = 0
         self._envelopes, self._delivery, self._asked = (), None, None
 
 

@@ -33,7 +33,7 @@ from eventbus.redis.retention import Retention, prune, trim
 from eventbus.redis.scripts import ACK, BEGIN, BURY, DUE, GLANCE, JOIN, REAP, RELEASE, RENEW, RETRY, SWEEP
 from eventbus.transport import Delivery, Subscribe, new_consumer, start_position
 
-logger = logging.getLogger("eventbus.redis")
+logger: Final = logging.getLogger("eventbus.redis")
 
 BLOCK: Final = 2.0
 """Seconds that a read waits for entries, at the most. A line that has gone silent is noticed `REPLY_TIMEOUT` after that."""
@@ -56,7 +56,7 @@ class RedisSubscription:
     """One consumer of one group on some streams. Made by `join`."""
 
     def __init__(self, endpoint: Endpoint, request: Subscribe, retention: Retention) -> None:
-        self.consumer = new_consumer()
+        self.consumer: str = new_consumer()
         self._endpoint = endpoint
         self._request = request
         self._retention = retention

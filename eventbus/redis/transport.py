@@ -54,12 +54,12 @@ class RedisTransport:
         retention: timedelta | Retention = timedelta(days=7),
         patience: float = 3.0,
     ) -> None:
-        self.stream = check_name("stream", stream)
+        self.stream: str = check_name("stream", stream)
         self.codec = codec
         if isinstance(retention, timedelta):
             retention = Retention(entries=retention, max_pin=max(4 * retention, timedelta(days=1)))
         self.retention = retention
-        self.endpoint = Endpoint(source)
+        self.endpoint: Endpoint = Endpoint(source)
         self._publisher = Publisher(self.endpoint, self.stream, patience)
         self._channel = Channel(self.endpoint)
         self._exchange = Exchange(self.endpoint, patience)

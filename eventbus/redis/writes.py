@@ -30,7 +30,7 @@ class Writes:
     def __init__(self) -> None:
         self.commands: list[tuple[str, bytes, Sequence[bytes]]] = []
         """Each with its one key, and what follows it."""
-        self.conditions = Conditions()
+        self.conditions: Conditions = Conditions()
         self._size = 0
 
     def write(self, command: str, name: Key, *args: Value) -> None:

@@ -13,8 +13,8 @@ class Script:
     def __init__(self, name: str, *before: str) -> None:
         """`before`: files with what it shares with others, which go before it."""
         self.name = name
-        self.text = "".join((files(__name__) / f"{part}.lua").read_text() for part in (*before, name))
-        self.sha = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+        self.text: str = "".join((files(__name__) / f"{part}.lua").read_text() for part in (*before, name))
+        self.sha: str = hashlib.sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
     def __repr__(self) -> str:
         return f"<script {self.name}>"
