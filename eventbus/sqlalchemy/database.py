@@ -30,7 +30,7 @@ class Database:
 
     def __init__(self, bind: AsyncEngine | AsyncConnection) -> None:
         self.bind = bind
-        self.dialect = bind.dialect.name
+        self.dialect: str = bind.dialect.name
         if self.dialect not in _DIALECTS:
             raise ConfigurationError(f"{self.dialect} is no database for messages: use PostgreSQL or SQLite")
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from sqlalchemy import (
     Boolean,
@@ -39,7 +39,7 @@ from eventbus.sqlalchemy.history import TypeOfMessage, history, values_of
 from eventbus.sqlalchemy.schema import TABLES, Tables, from_now
 from eventbus.transport import Delivery
 
-logger = logging.getLogger("eventbus.sqlalchemy")
+logger: Final = logging.getLogger("eventbus.sqlalchemy")
 
 WAIT_FOR_COMMIT = 5.0
 """Seconds, at most, to wait for the end of a commit whose answer was lost."""
@@ -83,7 +83,7 @@ class SqlMessageStore:
             raise ConfigurationError(f"SqlMessageStore(relay_after={relay_after!r}): seconds, zero or more")
         self.session = session
         self.tables = tables
-        self.group = None if group is None else check_name("group", group)
+        self.group: str | None = None if group is None else check_name("group", group)
         self.relay_after = relay_after
         self._claimed: tuple[str, str] | None = None
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import anyio
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-logger = logging.getLogger("eventbus.sqlalchemy")
+logger: Final = logging.getLogger("eventbus.sqlalchemy")
 
 AGAIN_AFTER = 5.0
 """Seconds before another connection is tried, when one broke. Meanwhile the caller looks by itself from time to time."""

@@ -41,7 +41,7 @@ from eventbus.sqlalchemy.retention import prune
 from eventbus.sqlalchemy.schema import TABLES, Tables, from_now
 from eventbus.transport import Transport, new_consumer
 
-logger = logging.getLogger("eventbus.sqlalchemy")
+logger: Final = logging.getLogger("eventbus.sqlalchemy")
 
 LEASE: Final = 10.0
 """Seconds for which a relay has a stream, and within which it has sent its batch: one that dies holds it up for so long."""

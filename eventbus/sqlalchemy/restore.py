@@ -21,7 +21,7 @@ from eventbus.sqlalchemy.database import Database, insert_new
 from eventbus.sqlalchemy.schema import Tables, from_now
 from eventbus.transport import Transport
 
-logger = logging.getLogger("eventbus.sqlalchemy")
+logger: Final = logging.getLogger("eventbus.sqlalchemy")
 
 REMEMBERED: Final = 540.0
 """Seconds after which we do not count on a transport to know an envelope id any more; it promises ten minutes."""

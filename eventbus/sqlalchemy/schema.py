@@ -37,14 +37,14 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 
 class Moment(TypeDecorator[datetime]):
     """A time in UTC, to the microsecond. SQLite keeps no time zone."""
 
-    impl = DateTime(timezone=True)
-    cache_ok = True
+    impl: TypeEngine[Any] | type[TypeEngine[Any]] = DateTime(timezone=True)
+    cache_ok: bool | None = True
 
     def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
         return None if value is None else value.astimezone(UTC)
@@ -59,8 +59,8 @@ class Moment(TypeDecorator[datetime]):
 class from_now(FunctionElement[datetime]):  # noqa: N801 - reads as the function that it is
     """The time of the database, so many seconds from now: one clock for all processes. It goes on during a transaction."""
 
-    type = Moment()
-    inherit_cache = True
+    type: TypeEngine[datetime] = Moment()
+    inherit_cache: bool | None = True
 
     def __init__(self, seconds: float | BindParameter[float] = 0.0) -> None:
         super().__init__(literal(float(seconds), Float(53)) if isinstance(seconds, int | float) else seconds)
