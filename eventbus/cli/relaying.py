@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
+from typing import Final
 
 import anyio
 import click
@@ -19,7 +20,7 @@ from eventbus.cli.targets import find, look_here
 from eventbus.sqlalchemy import Relay
 from eventbus.sqlalchemy.database import Database, is_away
 
-logger = logging.getLogger("eventbus.cli")
+logger: Final = logging.getLogger("eventbus.cli")
 
 
 def run(targets: Sequence[str], *, url: str | None, wait: float, drain: bool, log_level: str, log_format: str) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable
+from typing import Final
 
 import anyio
 
@@ -12,7 +13,7 @@ from eventbus.errors import TransportError, Unavailable
 from eventbus.memory import MemoryTransport
 from eventbus.transport import Transport
 
-logger = logging.getLogger("eventbus.cli")
+logger: Final = logging.getLogger("eventbus.cli")
 
 ANSWER_WITHIN = 2.5
 """Seconds after which a server that says nothing counts as unreachable."""

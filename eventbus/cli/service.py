@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import anyio
@@ -22,7 +22,7 @@ from eventbus.connect import connect, hide_password
 from eventbus.subscriber import Subscriber
 from eventbus.transport import Transport
 
-logger = logging.getLogger("eventbus.cli")
+logger: Final = logging.getLogger("eventbus.cli")
 
 D = TypeVar("D", bound=Any)
 """A declaration with a transport: `Subscriber` or `Relay`."""

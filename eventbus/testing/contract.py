@@ -49,11 +49,11 @@ class TransportContract:
       that has the methods `abandon`, `freeze` and `thaw` needs nothing here.
     """
 
-    pytestmark = pytest.mark.anyio
+    pytestmark: pytest.MarkDecorator | list[pytest.MarkDecorator] = pytest.mark.anyio
 
-    lease = 0.3
-    patience = 10.0
-    tolerance = 2.0
+    lease: float = 0.3
+    patience: float = 10.0
+    tolerance: float = 2.0
 
     @pytest.fixture
     def stream(self) -> str:

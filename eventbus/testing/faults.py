@@ -59,17 +59,17 @@ class FaultProxy:
         self._faults: dict[str, list[_Fault]] = {}
         self._connections: set[_Connection] = set()
         self._server: asyncio.Server | None = None
-        self.passing = asyncio.Event()
+        self.passing: asyncio.Event = asyncio.Event()
         self.passing.set()
-        self.refusing = False
+        self.refusing: bool = False
         """New connections are reset while this is set."""
-        self.delay = 0.0
+        self.delay: float = 0.0
         """Seconds that each command is held back."""
         self.commands: Counter[str] = Counter()
         """How often each command has reached the proxy."""
-        self.connections = 0
+        self.connections: int = 0
         """How often somebody has connected, or tried to."""
-        self.faults = 0
+        self.faults: int = 0
         """How many of the faults that were asked for have come about."""
 
     @property

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+from typing import ClassVar, Final
 from uuid import UUID, uuid4
 
 import anyio
@@ -26,7 +27,7 @@ from eventbus import (
 )
 from eventbus.transport import Publisher
 
-logger = logging.getLogger("eventbus.demo")
+logger: Final = logging.getLogger("eventbus.demo")
 
 STREAM = "EVENTBUS_DEMO_STREAM"
 """The environment variable that names the stream."""
@@ -42,7 +43,7 @@ class RegisterBook(Command):
 
 
 class BookRegistered(Event):
-    metadata = Metadata(name="book_registered", schema_version=1, published=True)
+    metadata: ClassVar[Metadata] = Metadata(name="book_registered", schema_version=1, published=True)
     id: UUID
     title: str
 
@@ -62,10 +63,12 @@ class Books(Repository[Book]):
 class Club(UnitOfWork):
     def __init__(self, transport: Publisher) -> None:
         super().__init__(transport=transport)
-        self.books = Books()
+        self.books: Books = Books()
 
 
-desk, mail, shelf = MessageBus(), MessageBus(), MessageBus()
+desk: Final = MessageBus()
+mail: Final = MessageBus()
+shelf: Final = MessageBus()
 
 
 async def register(title: str, transport: Publisher) -> None:

@@ -15,7 +15,7 @@ class Ledger:
         self._transport = transport
         self.published: dict[str, str] = {}
         """Types by envelope id."""
-        self.groups = {group: Fate() for group in groups}
+        self.groups: dict[str, Fate] = {group: Fate() for group in groups}
 
     async def publish(self, envelopes: Sequence[Envelope], /) -> list[str]:
         ids = await self._transport.publish(envelopes)
@@ -51,7 +51,7 @@ class Fate:
         self.buried: dict[str, int] = {}
         """Attempts by envelope id, of the dead letters."""
         self.taken_over = 0
-        self.left = Backlog(unread=0, pending=0, delayed=0)
+        self.left: Backlog = Backlog(unread=0, pending=0, delayed=0)
 
     @property
     def settled(self) -> int:

@@ -19,7 +19,7 @@ class Screen:
     """Where the steps are printed. Rich leaves out colours and bars where there is no terminal, and colours where NO_COLOR is set."""
 
     def __init__(self) -> None:
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console: Console = Console(highlight=False, soft_wrap=True)
         self._since = time.monotonic()
         self._progress: Progress | None = None
 

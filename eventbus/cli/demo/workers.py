@@ -31,9 +31,9 @@ class Worker:
 
     def __init__(self, group: str, process: anyio.abc.Process) -> None:
         self.group = group
-        self.pid = process.pid
-        self.killed = False
-        self.last_words = ""
+        self.pid: int = process.pid
+        self.killed: bool = False
+        self.last_words: str = ""
         """What it said that was no log line: an error that ended it."""
         self._process = process
 
