@@ -11,7 +11,6 @@ ack, retry or bury. Nothing is acked before its unit of work committed, and noth
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections import deque
@@ -546,6 +545,8 @@ class _Run:
 
 def _cancellations() -> Callable[[], int]:
     """How often this task was cancelled by asyncio itself, which does so to every task when its loop ends; under trio never."""
+    import asyncio  # there by now, or trio is; not for those who use the bus alone
+
     try:
         task = asyncio.current_task()
     except RuntimeError:
