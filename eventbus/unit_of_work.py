@@ -99,7 +99,7 @@ class UnitOfWork:
     ) -> None:
         if isinstance(transport, str):
             raise ConfigurationError(f"{type(self).__name__}(transport=…) is a URL; write transport=connect(url)")
-        self.session: Session | None = session
+        self.session: Any = session  # a Session or None; a subclass may declare which, and a narrower type would not let it
         self.transport: Publisher | None = transport
         self.message_store: MessageStore = SINKHOLE if message_store is None else message_store
         self.status: TransactionStatus = _CLOSED

@@ -375,3 +375,13 @@ mailer.group = "catalog"  # type: ignore[misc]  # pyright: ignore[reportAttribut
 Subscriber(bus=bus, transport=MemoryTransport(), streams=["reading-club"])  # type: ignore[call-arg]  # pyright: ignore[reportCallIssue]
 Subscriber(bus=bus, transport="memory://", streams=["a"], group="b")  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
 Retry(after=timedelta(minutes=1))  # type: ignore[arg-type]  # pyright: ignore[reportArgumentType]
+
+
+# A unit of work says which session it has.
+
+
+class Desk(UnitOfWork):
+    session: list[str]
+
+
+assert_type(Desk().session, list[str])
