@@ -108,6 +108,7 @@ class Rig:
         self.began = time.monotonic()
         self._ready_since = self.began
         self.members: list[Member] = []
+        self._over = asyncio.Event()
         self._broken = broken
         self._executable = executable
         self._stack: AsyncExitStack
@@ -128,15 +129,14 @@ class Rig:
         try:
             async with AsyncExitStack() as rig._stack:
                 rig.crew = await rig._stack.enter_async_context(Crew.assembled())
-                looking: asyncio.Task[None] | None = None
                 try:
                     async with asyncio.TaskGroup() as rig._tasks:
-                        looking = rig._tasks.create_task(rig._look(say))
+                        rig._tasks.create_task(rig._look(say))
                         yield rig
                         for member in rig.members:
                             member.wanted = False
                             (await member.running()).kill()
-                        looking.cancel()
+                        rig._over.set()
                 except BaseExceptionGroup as group:
                     raise group.exceptions[0] from None
         finally:
@@ -389,9 +389,11 @@ class Rig:
                 await self.witness.read(self.client)
 
     async def _look(self, say: Callable[[str], None] | None) -> None:
+        """Until it is over. Not until it is cancelled: that can be lost in a call of redis-py, as seen under Python 3.11.2."""
         said = time.monotonic()
-        while True:
-            await asyncio.sleep(LOOK_EVERY)
+        while not self._over.is_set():
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._over.wait(), LOOK_EVERY)
             await self.look()
             if say is not None and time.monotonic() - said >= SAY_EVERY:
                 said = time.monotonic()
