@@ -93,9 +93,9 @@ async def _transactions(once: Callable[[Sessions], Awaitable[None]], n: int, dat
 async def _database(name: str) -> AsyncIterator[AsyncEngine]:
     """A new one, ``sqlite`` or ``postgresql``, with our tables."""
     with TemporaryDirectory() as directory:
-        file = f"sqlite+aiosqlite:///{Path(directory) / 'orders.db'}"
-        with postgres() if name == "postgresql" else nullcontext(file) as address:
-            engine = create_async_engine(address)
+        driver = "postgresql+asyncpg" if name == "postgresql" else "sqlite+aiosqlite"
+        with postgres() if name == "postgresql" else nullcontext(f":///{Path(directory) / 'orders.db'}") as place:
+            engine = create_async_engine(driver + place)
             if name == "sqlite":
                 event.listen(engine.sync_engine, "connect", _as_in_production)
             await TABLES.create_all(engine)
