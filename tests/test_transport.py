@@ -53,9 +53,7 @@ class OverRedis(TransportContract):
 
 
 class TestFakeRedis(OverRedis):
-    """The real adapter on fakeredis: no server, and no time saved either. Its scripts take the time of the loop that renews the leases."""
-
-    lease = 0.6
+    """The real adapter on fakeredis: no server, and no time saved either."""
 
     @pytest.fixture
     async def transport(self) -> AsyncIterator[RedisTransport]:
