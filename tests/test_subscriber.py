@@ -801,7 +801,7 @@ async def test_a_cancellation_at_the_moment_of_joining_ends_it(subscriber: Subsc
                 yield subscription
 
     async def give_up() -> None:
-        await anyio.sleep(5)
+        await wait_all_tasks_blocked()
         late.append("it runs on")
         transport.subscriptions[0].stop()
 

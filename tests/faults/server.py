@@ -73,13 +73,6 @@ class Server:
         while self._server.running:
             await asyncio.sleep(0.002)
 
-    async def kill_and_cut(self, seconds: float) -> None:
-        """kill -9 in so many seconds, and cut off what its file has grown by until then."""
-        before = self.files()
-        await asyncio.sleep(seconds)
-        await self.kill()
-        self.cut_to(before)
-
     def cut_to(self, sizes: Mapping[Path, int]) -> None:
         """Let its files be as they were."""
         for path, size in sizes.items():

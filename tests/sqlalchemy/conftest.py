@@ -71,6 +71,10 @@ class Database:
         async with self.engine.connect() as connection:
             return [tuple(row) for row in await connection.execute(statement)]
 
+    async def has_a_waiter(self) -> bool:
+        """Whether somebody waits for a lock. PostgreSQL knows."""
+        return await self.rows(text("SELECT count(*) FROM pg_locks WHERE NOT granted")) != [(0,)]
+
     async def do(self, *statements: Any) -> None:
         async with self.engine.begin() as connection:
             for statement in statements:

@@ -151,11 +151,11 @@ class Scene:
 
     async def cut(self) -> None:
         """The power is cut, and the last half second of the file is gone."""
-        before = await self._entries()
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._server.kill_and_cut, CUT)
-            await anyio.sleep(0.8 * CUT)
-            self.lost += await self._entries() - before
+        before, sizes = await self._entries(), self._server.files()
+        await anyio.sleep(CUT)  # what is written in this time is lost
+        self.lost += await self._entries() - before
+        await self._server.kill()
+        self._server.cut_to(sizes)
         await self._serve()
 
     async def fail_over(self) -> None:

@@ -201,7 +201,7 @@ async def test_a_conflict_of_transactions_costs_no_attempt(database: Database) -
                     await SqlMessageStore(session).claim(taken)
 
         tasks.start_soon(claim)
-        await anyio.sleep(0.1)
+        await wait_until(database.has_a_waiter, description="the second waits for the first")
         await other.commit()
     await other.close()
     await strict.dispose()
@@ -317,7 +317,7 @@ async def test_a_commit_under_way_is_waited_for(database: Database, ends: str) -
 
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(confirm)
-            await anyio.sleep(0.1)
+            await wait_until(database.has_a_waiter, description="it waits for what the commit comes to")
             assert [] == answers
             await getattr(lost, ends)()
         await uow.rollback()

@@ -18,7 +18,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from eventbus import Envelope, Event, MemoryTransport, Metadata
 from eventbus.envelope import decode, new_id, now
 from eventbus.errors import ConfigurationError, PublishError, Refused, Unavailable
-from eventbus.sqlalchemy import TABLES, Relay, SqlMessageStore, relay, tables
+from eventbus.sqlalchemy import TABLES, Relay, SqlMessageStore, relay, retention, tables
 from eventbus.sqlalchemy.schema import from_now
 from eventbus.testing import wait_until
 from tests.sqlalchemy.club import Club, Counted, Noted, Registered
@@ -507,11 +507,20 @@ async def test_many_old_rows_are_removed_in_steps(
     await put(database, range(55))
     await Relay(database.engine, transport).drain()
     forever = Relay(database.engine, transport, keep=None, remember=None)
+    looked: list[int] = []
+
+    async def prune(*args: Any, **kwargs: Any) -> int:
+        looked.append(await retention.prune(*args, **kwargs))
+
+        return looked[-1]
+
+    monkeypatch.setattr("eventbus.sqlalchemy.relay.prune", prune)
     briefly = [Relay(database.engine, transport, keep=timedelta(0)) for _ in range(2)]
 
     async with anyio.create_task_group() as tasks:
         await tasks.start(forever.run)
-        await anyio.sleep(0.1)
+        await wait_until(lambda: bool(looked), description="it has looked for what is old")
+        assert [0] == looked
         assert 55 == len(await database.rows(select(MESSAGES.id)))
         for each in briefly:
             await tasks.start(each.run)
