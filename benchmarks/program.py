@@ -21,7 +21,7 @@ from typing import Any
 
 from benchmarks.environments import missing, python_for
 from benchmarks.plot import plot
-from benchmarks.rows import Goal, Result, Run, goals, others
+from benchmarks.rows import Goal, Result, Run, goals, without_goals
 from benchmarks.server import VARIABLE, Server
 from benchmarks.side import MARK
 
@@ -36,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _options(arguments)
     chosen = [goal for goal in goals(quick=options.quick) if _is_chosen(goal, options.case)]
     runs = list(dict.fromkeys(run for goal in chosen for run in goal.runs))
-    cases = {*(goal.case for goal in chosen), *(options.case or others())}
-    runs += [run for case, beside in others(quick=options.quick).items() if case in cases for run in beside]
+    cases = {*(goal.case for goal in chosen), *(options.case or without_goals())}
+    runs += [run for case, beside in without_goals(quick=options.quick).items() if case in cases for run in beside]
     pythons = {side: python_for(side, options.peers) for side in dict.fromkeys(run.side for run in runs)}
     for side in [side for side, python in pythons.items() if python is None]:
         _say(f"skipped: {missing(side)}")
@@ -276,7 +276,7 @@ def _say(line: str) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    cases = list(dict.fromkeys([*(goal.case for goal in goals()), *others()]))
+    cases = list(dict.fromkeys([*(goal.case for goal in goals()), *without_goals()]))
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description="Measure eventbus beside the limit and the peers.",
         epilog="Exit code 1: a figure is below what is asked at least, or could not be measured.",

@@ -160,7 +160,7 @@ def goals(*, quick: bool = False) -> list[Goal]:
     ]  # fmt: skip
 
 
-def others(*, quick: bool = False) -> dict[str, tuple[Run, ...]]:
+def without_goals(*, quick: bool = False) -> dict[str, tuple[Run, ...]]:
     """What is measured beside the rows and has no goal, by case: it belongs to a row's case, or is one of its own."""
     n = 200 if quick else 2_000
     of_a_session = [

@@ -195,7 +195,7 @@ class _Life:
 _lives: set[_Life] = set()
 
 
-def _begin(path: Path | None, executable: Path, options: Sequence[str], before: Path | None) -> _Life:
+def _begin(path: Path | None, executable: Path, options: Sequence[str], previous: Path | None) -> _Life:
     if os.name != "posix":
         raise ConfigurationError(f"no server can be embedded on {platform.system()}: use memory:// or redis://…")
 
@@ -204,7 +204,7 @@ def _begin(path: Path | None, executable: Path, options: Sequence[str], before: 
         if path is not None and len(os.fsencode(path / "server.sock")) <= _LONGEST_SOCKET:
             nest, temporary = path, None
         else:
-            nest = temporary = _temporary_directory(before)
+            nest = temporary = _temporary_directory(previous)
             undo.callback(shutil.rmtree, temporary, ignore_errors=True)
         home = path or nest
         address = nest / "server.sock"
@@ -325,12 +325,13 @@ def _claim(path: Path, held: ExitStack) -> int:
             return lock
 
 
-def _temporary_directory(before: Path | None) -> Path:
-    if before is not None:
-        with suppress(OSError):  # the same again, unless somebody else has taken the name
-            before.parent.mkdir(mode=0o700)
+def _temporary_directory(previous: Path | None) -> Path:
+    """A new one; that of the previous address again, if it is free."""
+    if previous is not None:
+        with suppress(OSError):
+            previous.parent.mkdir(mode=0o700)
 
-            return before.parent
+            return previous.parent
 
     directory = tempfile.mkdtemp(prefix="eventbus-")
     if len(os.fsencode(directory)) + len("/server.sock") > _LONGEST_SOCKET:

@@ -186,9 +186,8 @@ class Subscriber:
         self._runs.add(run)
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(
-                    run.serve, request
-                )  # not start, which when cancelled waits for a task that waits to be told to stop
+                # Not `tasks.start`, which when cancelled waits for a task that waits to be told to stop.
+                tasks.start_soon(run.serve, request)
                 try:
                     await run.serving.wait()
                     task_status.started()
@@ -307,9 +306,8 @@ class _Run:
 
     async def _stop(self, subscription: Subscription, working: anyio.CancelScope) -> None:
         await self.stopping.wait()
-        working.deadline = (
-            anyio.current_time() + self.subscriber.grace
-        )  # from now on, however long a server keeps the reader waiting
+        # From now on, however long a server keeps the reader waiting.
+        working.deadline = anyio.current_time() + self.subscriber.grace
         subscription.stop()
         self.room.set()
 

@@ -185,6 +185,19 @@ def test_a_verdict_follows_from_error_attempt_and_policy(
     assert expected == verdict(error, attempt, policy)
 
 
+async def taken_over(subscriber: Subscriber) -> list[tuple[int, bool]]:
+    """What another consumer is given of what was left: its attempts, and whether they are suspects."""
+    bus, seen = MessageBus(), list[tuple[int, bool]]()
+
+    @bus.listen
+    async def take(event: Registered, delivery: Delivery) -> None:
+        seen.append((delivery.attempt, delivery.suspect))
+
+    await drain(replace(subscriber, bus=bus))
+
+    return seen
+
+
 async def test_a_handler_that_returns_is_committed_and_then_acked(
     bus: MessageBus, subscriber: Subscriber, transport: Observed
 ) -> None:
@@ -687,7 +700,6 @@ async def test_past_the_grace_handlers_are_cancelled_and_what_they_had_is_given_
 ) -> None:
     """As the same attempt, and under no suspicion: it was not their fault."""
     log: list[str] = []
-    seen: list[tuple[int, bool]] = []
 
     @bus.listen
     async def handle(event: Registered) -> None:
@@ -702,16 +714,7 @@ async def test_past_the_grace_handlers_are_cancelled_and_what_they_had_is_given_
         await wait_all_tasks_blocked()
 
     assert ["cancelled", "rollback"] == log
-
-    heir = MessageBus()
-
-    @heir.listen
-    async def take(event: Registered, delivery: Delivery) -> None:
-        seen.append((delivery.attempt, delivery.suspect))
-
-    await drain(replace(subscriber, bus=heir))
-
-    assert [(1, False)] == seen
+    assert [(1, False)] == await taken_over(subscriber)
 
 
 async def test_a_settlement_that_has_begun_is_not_torn(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
@@ -1239,17 +1242,7 @@ async def test_a_loop_that_ends_is_not_a_failed_attempt(bus: MessageBus, subscri
     unread, pending, delayed = await counts(transport)
 
     assert (1, 0) == (unread + pending, delayed)
-
-    seen: list[tuple[int, bool]] = []
-    heir = MessageBus()
-
-    @heir.listen
-    async def take(event: Registered, delivery: Delivery) -> None:
-        seen.append((delivery.attempt, delivery.suspect))
-
-    await drain(replace(subscriber, bus=heir))
-
-    assert [(1, False)] == seen
+    assert [(1, False)] == await taken_over(subscriber)
 
 
 async def test_when_the_publish_after_the_commit_fails_it_is_another_attempt(

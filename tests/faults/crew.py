@@ -44,7 +44,7 @@ class Worker:
     def terminate(self) -> None:
         self.signal(signal.SIGTERM)
 
-    def minds(self, number: int) -> bool:
+    def handles(self, number: int) -> bool:
         """Whether it has a handler for this signal by now. Known on Linux; true elsewhere, and of a process that has ended."""
         try:
             lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()

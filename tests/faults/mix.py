@@ -97,7 +97,7 @@ class _Faults:
     async def end_consumer(self) -> None:
         self._rig.note_fault("SIGTERM")
         worker = await self._any_consumer().running()
-        await self._rig.until(lambda: worker.minds(signal.SIGTERM), "the consumer has a handler for SIGTERM")
+        await self._rig.until(lambda: worker.handles(signal.SIGTERM), "the consumer has a handler for SIGTERM")
         worker.terminate()
 
     async def kill_server(self) -> None:
