@@ -11,6 +11,7 @@ import asyncio
 import logging
 import math
 import random
+import secrets
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Coroutine, Sequence
@@ -463,7 +464,8 @@ class RedisSubscription:
 
     async def begin(self, delivery: Delivery, /) -> bool:
         state = self._sources[delivery.source].state
-        command = BEGIN.call(delivery.source, state, args=(self._request.group, self.consumer, delivery.source_id))
+        mark = secrets.token_hex(4)  # asked again after a lost reply, this start is counted once
+        command = BEGIN.call(delivery.source, state, args=(self._request.group, self.consumer, delivery.source_id, mark))
         while True:
             if self._abandoned:
                 await asyncio.Event().wait()

@@ -86,8 +86,7 @@ def crashes_counted_at_fetch() -> None:
     )
     _replace(
         scripts.BEGIN,
-        ("redis.call('HINCRBY', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. ARGV[3], 1)",
-         "tonumber(redis.call('HGET', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. ARGV[3]) or '1')"),
+        ("if mark ~= ARGV[4] then", "if count == '0' then"),
     )  # fmt: skip
 
 
@@ -96,7 +95,7 @@ def crashes_not_counted() -> None:
     """A message that kills its process is tried for ever."""
     _replace(
         scripts.BEGIN,
-        ("return redis.call('HINCRBY', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. ARGV[3], 1)", "return 1"),
+        ("return tonumber(count)", "return 1"),
     )
 
 

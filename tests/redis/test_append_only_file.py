@@ -71,7 +71,7 @@ class Server:
         self.client.xreadgroup("g", "me", {KEYS.retry: ">"}, count=100)
         found = [id for id, _ in self.client.xrange(KEYS.retry)]
         for id in found:
-            self.client.hset(KEYS.state, f"crash {KEYS.retry} {id.decode()}", 1)
+            self.client.hset(KEYS.state, f"crash {KEYS.retry} {id.decode()}", "1 x")
         return found
 
 
@@ -124,7 +124,7 @@ def bury(server: Server) -> Call:
 @case
 def begin(server: Server) -> Call:
     [id] = server.held("a")
-    return call("begin", S, KEYS.state, args=("g", "me", id))
+    return call("begin", S, KEYS.state, args=("g", "me", id, "x"))
 
 
 @case
@@ -146,7 +146,7 @@ def requeue(server: Server) -> Call:
 @case
 def release(server: Server) -> Call:
     ids = server.held("a", "b", "c")
-    server.run(BEGIN, S, KEYS.state, args=("g", "me", ids[0]))
+    server.run(BEGIN, S, KEYS.state, args=("g", "me", ids[0], "x"))
     return call("release", S, KEYS.state, args=("g", "me", *ids))
 
 

@@ -57,7 +57,7 @@ def held(server: Any, *ids: str, consumer: str = "me") -> list[bytes]:
 
 
 def counted(server: Any, field: str) -> int:
-    return int(server.client.hget(KEYS.state, field) or 0)
+    return int((server.client.hget(KEYS.state, field) or b"0").split()[0])
 
 
 # -------------------------------------------------------------------------------------------------------------- publish
@@ -286,10 +286,17 @@ def test_begin_counts_the_starts_of_an_owner(server: Any) -> None:
     """The count outlives the process, and is forgotten with the delivery."""
     [a] = held(server, "a")
 
-    assert [1, 2] == [server.run(BEGIN, S, KEYS.state, args=("g", "me", a)) for _ in range(2)]
-    assert 0 == server.run(BEGIN, S, KEYS.state, args=("g", "stranger", a))
+    assert [1, 2, 3] == [server.run(BEGIN, S, KEYS.state, args=("g", "me", a, mark)) for mark in ("x", "y", "x")]
+    assert 0 == server.run(BEGIN, S, KEYS.state, args=("g", "stranger", a, "z"))
     buried(server, a)
     assert 0 == counted(server, f"crash {S} {a.decode()}")
+
+
+def test_begin_counts_a_start_once_however_often_it_is_asked(server: Any) -> None:
+    """Or lost replies would bury what never killed anything."""
+    [a] = held(server, "a")
+
+    assert [1, 1, 2, 2] == [server.run(BEGIN, S, KEYS.state, args=("g", "me", a, mark)) for mark in ("x", "x", "y", "y")]
 
 
 def test_begin_works_when_memory_is_full(server: Any) -> None:
@@ -297,7 +304,7 @@ def test_begin_works_when_memory_is_full(server: Any) -> None:
     [a] = held(server, "a")
     server.fill()
 
-    assert [1, 2] == [server.run(BEGIN, S, KEYS.state, args=("g", "me", a)) for _ in range(2)]
+    assert [1, 2] == [server.run(BEGIN, S, KEYS.state, args=("g", "me", a, mark)) for mark in ("x", "y")]
     assert (1, 2) == (server.owner(S, "g", a)[1], counted(server, f"crash {S} {a.decode()}"))
 
 
@@ -376,7 +383,7 @@ def test_released_entries_are_claimed_at_once_and_are_no_suspects(server: Any) -
     """A delivery count of 0 says so; it is 1 again after the claim. Starts that were counted are forgotten, of what is ours."""
     a, b = held(server, "a", "b")
     for id in (a, b):
-        server.run(BEGIN, S, KEYS.state, args=("g", "me", id))
+        server.run(BEGIN, S, KEYS.state, args=("g", "me", id, "x"))
 
     assert 1 == server.run(RELEASE, S, KEYS.state, args=("g", "me", a))
     assert 0 == server.run(RELEASE, S, KEYS.state, args=("g", "stranger", b))

@@ -217,6 +217,23 @@ async def test_a_suspect_is_settled_before_the_next_begins(
                 heir.ack(suspect)
 
 
+async def test_a_start_is_counted_once_though_its_replies_are_lost(live: RedisTransport, proxy: FaultProxy, server: Any) -> None:
+    """A bad line is no reason to bury a message."""
+    await Club(live).publish(1)
+    request = Subscribe(streams=[S], group="g", lease=0.2, max_crashes=1)
+    async with live.subscribe(request) as dead:
+        assert await dead.receive(1)
+        dead.abandon()
+        async with RedisTransport(proxy.url, stream=S) as transport, transport.subscribe(request) as heir:
+            while not (found := await heir.receive(1)):
+                pass
+            proxy.cut("begin", after=True, times=3)
+
+            assert await heir.begin(found[0])
+            assert 0 == proxy.pending_cuts
+            assert {f"crash {S} {found[0].entry_id}": "1"} == _crashes(server)
+
+
 def _pending(server: Any) -> list[str]:
     return [row["message_id"].decode() for row in server.client.xpending_range(S, "g", "-", "+", 10)]
 
@@ -224,7 +241,7 @@ def _pending(server: Any) -> list[str]:
 def _crashes(server: Any) -> dict[str, str]:
     state: dict[bytes, bytes] = server.client.hgetall(f"{{{S}}}:group:g")
 
-    return {name.decode(): count.decode() for name, count in state.items() if name.startswith(b"crash ")}
+    return {name.decode(): count.decode().split()[0] for name, count in state.items() if name.startswith(b"crash ")}
 
 
 async def test_a_destroyed_group_is_made_again_at_its_checkpoint(

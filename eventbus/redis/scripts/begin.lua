@@ -1,8 +1,9 @@
 -- begin: counts the start of a suspect, before its handler runs.
--- Promises: owner checked. The count survives the process; it is forgotten with the delivery. Works when memory is full, for it begins
---   with a sign of life, which a full server takes: or suspects would stand in the way of what drains it.
+-- Promises: owner checked. The count survives the process; it is forgotten with the delivery. Asked again for the same start, since a
+--   reply was lost, it counts it once: the count stands with the mark of the start that it counted last. Works when memory is full, for it
+--   begins with a sign of life, which a full server takes: or suspects would stand in the way of what drains it.
 -- KEYS     source stream, group hash
--- ARGV     group, consumer, entry id
+-- ARGV     group, consumer, entry id, mark of this start (a word)
 -- Replies  how many starts there are now, this one included; 0 not ours
 local owner = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
 if not owner or owner[2] ~= ARGV[2] then return 0 end
@@ -10,4 +11,10 @@ if #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID') == 0 t
   redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
   redis.call('HINCRBY', KEYS[2], 'vanished', 1)
 end
-return redis.call('HINCRBY', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. ARGV[3], 1)
+local field = 'crash ' .. KEYS[1] .. ' ' .. ARGV[3]
+local count, mark = string.match(redis.call('HGET', KEYS[2], field) or '0', '^(%d+) ?(.*)$')
+if mark ~= ARGV[4] then
+  count = count + 1
+  redis.call('HSET', KEYS[2], field, count .. ' ' .. ARGV[4])
+end
+return tonumber(count)
