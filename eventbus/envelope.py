@@ -381,7 +381,9 @@ _in_quotes = msgspec.json.Encoder().encode
 
 
 def to_fields(envelope: Envelope) -> list[bytes | str]:
-    """The fields of the stream entry, names and values in turn."""
+    """The fields of the stream entry, names and values in turn. `EncodeError` for an envelope without an id."""
+    if not envelope.id:
+        raise EncodeError("the envelope has an empty id: nothing would tell it from another", type=envelope.type, path="$.id")
     fields: list[bytes | str] = [
         "id", envelope.id,
         "created_at", timestamp(envelope.created_at),
@@ -411,6 +413,8 @@ def from_fields(fields: Sequence[bytes], stream: str | None = None) -> Envelope:
         raise DecodeError(f"the entry has no field {exc.args[0].decode()!r}: it is no envelope") from None
     except UnicodeDecodeError as exc:
         raise DecodeError(f"the entry is no envelope: {excerpt(str(exc))}") from exc
+    if not id:
+        raise DecodeError("the entry has an empty id: it is no envelope", type=excerpt(type), path="id")
     try:
         moment = datetime.fromisoformat(created_at)
         moment = moment.replace(tzinfo=UTC) if moment.tzinfo is None else moment.astimezone(UTC)

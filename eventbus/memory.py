@@ -119,13 +119,12 @@ class MemoryTransport:
     async def publish(self, envelopes: Sequence[Envelope], /) -> list[str]:
         if self._closed:
             raise PublishError.because(Refused("the transport is closed; enter it again"), envelopes, "not sent")
-        for envelope in envelopes:
-            check_name("stream", envelope.stream or self.stream)
+        names = [check_name("stream", envelope.stream or self.stream) for envelope in envelopes]
+        entries = [[item.encode() if isinstance(item, str) else item for item in to_fields(envelope)] for envelope in envelopes]
         await anyio.lowlevel.checkpoint()
         ids: list[str] = []
-        for envelope in envelopes:
-            stream = self._stream(envelope.stream or self.stream)
-            id, added = stream.add(envelope, self.clock.time())
+        for name, envelope, fields in zip(names, envelopes, entries, strict=True):
+            id, added = self._stream(name).add(envelope.id, fields, self.clock.time())
             ids.append(id)
             if added:
                 self.envelopes.append(envelope)
@@ -430,20 +429,20 @@ class _Stream:
         self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._last = (0, 0)
 
-    def add(self, envelope: Envelope, now: float) -> tuple[str, bool]:
+    def add(self, name: str, fields: list[bytes], now: float) -> tuple[str, bool]:
+        """The entry id of the envelope of that name, and whether it was added now."""
         while self._known:
             oldest = next(iter(self._known))
             if self._known[oldest][1] > now - PUBLISH_WINDOW:
                 break
             del self._known[oldest]
-        if envelope.id in self._known:
-            return self._known[envelope.id][0], False
+        if name in self._known:
+            return self._known[name][0], False
         ms = int(now * 1000)
         self._last = (ms, 0) if ms > self._last[0] else (self._last[0], self._last[1] + 1)
         id = f"{self._last[0]}-{self._last[1]}"
-        fields = [item.encode() if isinstance(item, str) else item for item in to_fields(envelope)]
         self.entries.append((id, fields))
-        self._known[envelope.id] = (id, now)
+        self._known[name] = (id, now)
 
         return id, True
 

@@ -302,6 +302,7 @@ def test_an_entry_without_a_time_zone_is_utc() -> None:
         (5, b"\xed\xa0\x80", "the entry is no envelope: 'utf-8' codec can't decode byte 0xed"),
         (8, b"\xff", "the entry is no envelope: 'utf-8' codec"),
         (9, b"\xff", "the entry is no envelope: 'utf-8' codec"),
+        (1, b"", "the entry has an empty id: it is no envelope"),
         (3, b"yesterday", "created_at is 'yesterday', not an RFC 3339 time"),
         (3, b"\x1b[31m", "created_at is '\N{REPLACEMENT CHARACTER}[31m', not an RFC 3339 time"),
         (3, b"0001-01-01T00:00:00+01:00", "created_at is '0001-01-01T00:00:00+01:00', not an RFC 3339 time"),

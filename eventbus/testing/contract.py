@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from eventbus.envelope import Envelope, new_id, now
-from eventbus.errors import PublishError, TransportError
+from eventbus.errors import EncodeError, PublishError, TransportError
 from eventbus.transport import Backlog, Delivery, Subscribe, Subscription, Transport, utc
 
 
@@ -205,6 +205,16 @@ class TransportContract:
 
         await self.expect(transport, f"{stream}.a", [envelope])
         await self.expect(transport, f"{stream}.b", [copy])
+
+    async def test_any_text_is_an_id_but_the_empty_one(self, transport: Transport, stream: str) -> None:
+        """An envelope that nothing tells from another goes nowhere, and nothing of its batch."""
+        first, second, nameless = things(stream, 3)
+        odd = msgspec.structs.replace(first, id="window")
+        with pytest.raises(EncodeError, match="empty id"):
+            await transport.publish([second, msgspec.structs.replace(nameless, id="")])
+        await transport.publish([odd])
+
+        await self.expect(transport, stream, [odd])
 
     async def test_publishing_nothing_is_fine(self, transport: Transport) -> None:
         """A unit of work that raised nothing has nothing to say."""

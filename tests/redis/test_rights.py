@@ -57,7 +57,7 @@ def commands_in(scripts: set[str]) -> set[str]:
     return {
         command.lower()
         for name in scripts
-        for command in re.findall(r"redis\.p?call\('(\w+)'", (folder / f"{name}.lua").read_text())
+        for command in re.findall(r"\bp?call\('(\w+)'", (folder / f"{name}.lua").read_text())
     }
 
 

@@ -83,19 +83,27 @@ def test_publish_adds_an_envelope_id_once(server: Any) -> None:
     assert 3 == server.client.xlen(S)
 
 
+def test_publish_takes_any_name_for_an_envelope_id(server: Any) -> None:
+    """None of them is one that the windows use for themselves, alone or with others."""
+    for name in ("window", "0", "number"):
+        assert published(server, name) == published(server, name, "other")[:1]
+
+    assert [b"window", b"other", b"0", b"number"] == [fields[b"id"] for _, fields in server.client.xrange(S)]
+
+
 def test_publish_remembers_over_the_change_of_a_window(server: Any) -> None:
     """An id of the window before is still known; one of two windows ago is not, and is forgotten by expiry too."""
     published(server, "a")
     this = next(key for key in KEYS.published if server.client.exists(key))
     other = next(key for key in KEYS.published if key != this)
-    number = int(server.client.hget(this, "window"))
+    number = int(server.client.hget(this, ""))
 
-    server.client.hset(this, "window", number - 2)
+    server.client.hset(this, "", number - 2)
     published(server, "a")
     assert 2 == server.client.xlen(S)
 
     server.client.delete(*KEYS.published)
-    server.client.hset(other, mapping={"window": number - 1, "z": "5-0"})
+    server.client.hset(other, mapping={"": number - 1, "z": "5-0"})
     assert [b"5-0"] == published(server, "z")
     published(server, "y")
     assert 0 < server.client.pttl(this) <= 2 * WINDOW

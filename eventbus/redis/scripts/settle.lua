@@ -25,8 +25,8 @@ local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local function window(first, length) -- two hashes that take turns, as in publish
   local n = math.floor(now / length)
   local w, last = {number = n, length = length, this = KEYS[first + n % 2]}, KEYS[first + 1 - n % 2]
-  w.current = redis.call('HGET', w.this, 'window') == tostring(n)
-  local previous = redis.call('HGET', last, 'window') == tostring(n - 1)
+  w.current = redis.call('HGET', w.this, '') == tostring(n)
+  local previous = redis.call('HGET', last, '') == tostring(n - 1)
   function w.find(name)
     return w.current and redis.call('HGET', w.this, name) or previous and redis.call('HGET', last, name)
   end
@@ -34,7 +34,7 @@ local function window(first, length) -- two hashes that take turns, as in publis
 end
 local function remember(w, new)
   if not w.current then redis.call('DEL', w.this) end
-  redis.call('HSET', w.this, 'window', w.number)
+  redis.call('HSET', w.this, '', w.number)
   for i = 1, #new, 1000 do redis.call('HSET', w.this, unpack(new, i, math.min(i + 999, #new))) end
   redis.call('PEXPIRE', w.this, 2 * w.length)
 end
@@ -127,7 +127,7 @@ local function ack()
   if counter == 'retry-settled' then redis.call('XDEL', KEYS[3], id) end
 end
 if adds then
-  redis.call('HSET', commits.this, 'window', commits.number)
+  redis.call('HSET', commits.this, '', commits.number)
 elseif group ~= '' then
   ack()
 end
