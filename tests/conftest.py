@@ -4,11 +4,38 @@ A file says so with ``pytestmark = pytest.mark.asyncio_only``, a folder with a c
 returning ``"asyncio"``.
 """
 
+from collections import Counter
+
 import pytest
+
+LONGEST = [
+    "tests/faults/test_faults.py",
+    "tests/cli/test_relay.py",
+    "tests/sqlalchemy/test_crash_points.py",
+    "tests/cli/test_demo.py",
+    "tests/test_examples.py",
+    "tests/sqlalchemy/test_runs.py",
+]
+"""Files of few tests that take long. They go first, or at the end the others would wait for one of them."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "asyncio_only: not to be run under trio, since it uses redis-py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = Counter(_file(item) for item in items)
+
+    def place(item: pytest.Item) -> tuple[int, int]:
+        file = _file(item)
+
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST), -tests[file]
+
+    items.sort(key=place)
+
+
+def _file(item: pytest.Item) -> str:
+    return item.nodeid.partition("::")[0]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from eventbus.testing.faults import FaultProxy
 from tests.faults.checker import Allowances
+from tests.faults.crew import Worker
 from tests.faults.messages import Plan
 from tests.faults.rig import LEASE, Member, Rig
 
@@ -41,9 +42,9 @@ async def everything(rig: Rig) -> Allowances:
         await asyncio.sleep(max(0.0, began + at - time.monotonic()))
         await faults.next()
     await faults.heal()
-    await rig.published(rig.size.seconds + 60)
+    await rig.published(4 * rig.size.seconds + 60)  # nothing is promised of how long it takes; but it ends
     rig.notes.append(f"published in {time.monotonic() - began:.1f} s")
-    took = await rig.drained(rig.size.seconds + 60)
+    took = await rig.drained(4 * rig.size.seconds + 60)
     rig.notes.append(f"drained {took:.1f} s after the last was published")
 
     return Allowances(repeats=rig.size.messages // 20, acks_forgotten=True, repeats_each=5)
@@ -56,6 +57,7 @@ class _Faults:
         self._rig = rig
         self._lines = lines
         self._aside: set[asyncio.Task[None]] = set()
+        self._leaving: set[Worker] = set()
         self._kinds: list[tuple[int, Fault]] = [
             (3, self.kill_publisher),
             (6, self.kill_consumer),
@@ -96,7 +98,11 @@ class _Faults:
 
     async def end_consumer(self) -> None:
         self._rig.note_fault("SIGTERM")
-        worker = await self._any_consumer().running()
+        member = self._any_consumer()
+        while (worker := await member.running()) in self._leaving:  # a second signal would end it at once
+            await worker.ended.wait()
+            await asyncio.sleep(0)
+        self._leaving.add(worker)
         await self._rig.until(lambda: worker.handles(signal.SIGTERM), "the consumer has a handler for SIGTERM")
         worker.terminate()
 

@@ -55,9 +55,7 @@ def commands_in(scripts: set[str]) -> set[str]:
     folder = ROOT / "eventbus" / "redis" / "scripts"
 
     return {
-        command.lower()
-        for name in scripts
-        for command in re.findall(r"\bp?call\('(\w+)'", (folder / f"{name}.lua").read_text())
+        command.lower() for name in scripts for command in re.findall(r"\bp?call\('(\w+)'", (folder / f"{name}.lua").read_text())
     }
 
 
