@@ -44,7 +44,7 @@ async def _run(chosen: Workload, seed: int, options: argparse.Namespace) -> bool
     variant = os.environ.get(broken.VARIABLE, "")
     say_on_stderr(f"{chosen.name}: {chosen.shows} (seed {seed}, {size.messages:,} messages, {size.faults:,} faults)")
     began = time.monotonic()
-    asyncio.get_running_loop().call_later(80 if options.short else 600 + 10 * size.seconds, _give_up)
+    asyncio.get_running_loop().call_later((60 if options.short else 600) + 10 * size.seconds, _give_up)
     async with Rig.assembled(
         chosen.name, size, seed, broken=variant, executable=options.server, keep=options.keep, say=None if options.quiet else say_on_stderr
     ) as rig:  # fmt: skip
