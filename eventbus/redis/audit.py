@@ -13,7 +13,8 @@ from eventbus.redis.scripts import AUDIT, COUNT
 
 logger: Final = logging.getLogger("eventbus.redis")
 
-_PAGE = 10_000
+_PAGE = 1_000
+"""Entries that are counted in one step. The server does nothing else meanwhile: some 4 ms."""
 
 
 class Audit(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,7 +59,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
 async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit | None:
     """Take the numbers. None if there is no such group, or if somebody took them within the interval (in seconds).
 
-    Unread entries are counted from the entries themselves, in steps of 10,000, up to the last one at the moment when the other numbers
+    Unread entries are counted from the entries themselves, a thousand at a time, up to the last one at the moment when the other numbers
     were taken: the result is exact unless entries are deleted while they are counted.
     """
     numbers = await channel.run(AUDIT.call(keys.stream, keys.state, keys.added, args=(keys.group, int(interval * 1000))))

@@ -44,6 +44,8 @@ ACK_WITHIN: Final = 0.01
 """Seconds after which acks are sent even if no read goes out that could carry them."""
 TIDY_EVERY: Final = 60.0
 """Seconds between two rounds of the janitor: dead consumers, old entries, dead letters, audit."""
+AUDIT_SHARE: Final = 0.01
+"""Part of its time that a consumer spends on audits at the most: they count what is unread, and take long while that is much."""
 DEAD_AFTER: Final = 600.0
 """Seconds of silence after which a consumer that holds nothing is removed."""
 LEAVE_WITHIN: Final = 5.0
@@ -90,6 +92,7 @@ class RedisSubscription:
         self._due_at: dict[str, float] = {keys.stream: math.inf for keys in self._keys}
         self._tidy_at = time.monotonic() + TIDY_EVERY * random.random()
         self._audited: dict[str, int] = {}
+        self._audit_every: dict[str, float] = {}
         self._beat = asyncio.Event()
         self._asides: set[asyncio.Task[None]] = set()
 
@@ -646,10 +649,17 @@ class RedisSubscription:
         for keys in self._keys:
             await trim(self._control, keys.stream, self._retention)
             await prune(self._control, keys, self._retention)
-            found = await audit(self._control, keys, interval=TIDY_EVERY * 0.8)
-            if found is not None and found.lost != self._audited.get(keys.stream, 0):
-                self._audited[keys.stream] = found.lost
-                logger.error("%s", found)
+            await self._audit(keys)
+
+    async def _audit(self, keys: Keys) -> None:
+        began = time.monotonic()
+        found = await audit(self._control, keys, interval=max(TIDY_EVERY * 0.8, self._audit_every.get(keys.stream, 0.0)))
+        if found is None:
+            return
+        self._audit_every[keys.stream] = (time.monotonic() - began) / AUDIT_SHARE
+        if found.lost != self._audited.get(keys.stream, 0):
+            self._audited[keys.stream] = found.lost
+            logger.error("%s", found)
 
     async def _vanished(self, source: str, ids: list[str]) -> None:
         """Entries that were trimmed or deleted under our hands: settle, count and report them."""

@@ -16,6 +16,7 @@ from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Retry, Subsc
 from eventbus.envelope import seal
 from eventbus.errors import Refused
 from eventbus.redis import RedisTransport
+from eventbus.redis.audit import Audit
 from eventbus.redis.scripts import DUE
 from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
@@ -232,6 +233,36 @@ async def test_a_start_is_counted_once_though_its_replies_are_lost(live: RedisTr
             assert await heir.begin(found[0])
             assert 0 == proxy.pending_cuts
             assert {f"crash {S} {found[0].entry_id}": "1"} == _crashes(server)
+
+
+async def test_audits_that_take_long_are_rare(live: RedisTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They count what is unread: a backlog is no reason to keep the server busy with that."""
+    intervals: list[float] = []
+
+    async def audit(*_: Any, interval: float) -> Audit:
+        intervals.append(interval)
+        await asyncio.sleep(0.05)
+        return Audit(stream=S, group="g", added=0, settled=0, pending=0, unread=0, vanished=0, lost=0, after="0-0", before="0-0")
+
+    monkeypatch.setattr("eventbus.redis.subscription.TIDY_EVERY", 0.1)
+    monkeypatch.setattr("eventbus.redis.subscription.audit", audit)
+    request = Subscribe(streams=[S], group="g", lease=0.3)
+    async with live.subscribe(request) as subscription, anyio.create_task_group() as tasks:
+        tasks.start_soon(subscription.receive, 1)
+        await wait_until(lambda: len(intervals) >= 3, description="it looked three times")
+        tasks.cancel_scope.cancel()
+
+    assert 0.1 > intervals[0]
+    assert all(interval >= 100 * 0.05 for interval in intervals[1:])
+
+
+async def test_an_audit_counts_what_is_unread_over_many_steps(live: RedisTransport) -> None:
+    await Club(live).publish(2_345)
+    async with live.subscribe(Subscribe(streams=[S], group="g")):
+        found = await live.audit(S, "g")
+
+    assert found is not None
+    assert (2_345, 2_345, 0) == (found.added, found.unread + found.pending, found.lost)
 
 
 def _pending(server: Any) -> list[str]:
