@@ -53,7 +53,9 @@ class OverRedis(TransportContract):
 
 
 class TestFakeRedis(OverRedis):
-    """The real adapter on fakeredis: no server, and no time saved either."""
+    """The real adapter on fakeredis: no server, and no time saved either. Its scripts run in this process, and are slow on a busy machine."""
+
+    lease = 1.0
 
     @pytest.fixture
     async def transport(self) -> AsyncIterator[RedisTransport]:

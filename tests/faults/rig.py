@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import shutil
 import sys
@@ -263,7 +264,8 @@ class Rig:
             self.acks_forgotten[group] += max(0, settled.get(group, count) - count)
         if self.server.fsync == "everysec":  # then it does not write while the disk is busy, for up to two seconds
             self.forgetful.append((max(self._ready_since, killed - cut - 2.0), killed))
-            await self.witness.look_again(self.client)
+            kept = min((member.job.retention for member in self.members if isinstance(member.job, ConsumerJob)), default=math.inf)
+            await self.witness.look_again(self.client, kept)
         self._ready_since = ready
 
         return ready

@@ -121,6 +121,9 @@ class Stream:
 
         return found[:count]
 
+    async def time(self) -> tuple[int, int]:
+        return 9, 0
+
 
 async def test_the_witness_sees_what_is_twice_and_what_lies_wrongly() -> None:
     """Each entry once, however often it looks."""
@@ -141,13 +144,26 @@ async def test_the_witness_sees_what_is_twice_and_what_lies_wrongly() -> None:
 async def test_the_witness_takes_back_what_a_server_forgot() -> None:
     """And not what was trimmed; what comes again after that is not twice."""
     stream, witness = Stream(), Witness()
-    for number in range(4):
-        stream.add(f"100{number}-0", f"p0-{number}")
+    for number, id in enumerate(("2000-0", "8001-0", "8002-0", "8003-0")):
+        stream.add(id, f"p0-{number}")
     await witness.read(stream)
     stream.entries = stream.entries[1:3]
-    await witness.look_again(stream)
+    await witness.look_again(stream, 6.0)
     assert [(0, 0, 1), (0, 1, 1), (0, 2, 1)] == list(witness.seen)
 
-    stream.add("1009-0", "p0-3")
+    stream.add("8009-0", "p0-3")
     await witness.read(stream)
     assert (4, [], 1) == (len(witness.seen), witness.twice, witness.taken_back)
+
+
+async def test_the_witness_takes_back_a_whole_stream_that_began_anew() -> None:
+    """What lies there now is later than all that was: nothing of that was trimmed."""
+    stream, witness = Stream(), Witness()
+    stream.add("8000-0", "p0-0")
+    await witness.read(stream)
+    stream.entries.clear()
+    stream.add("8500-0", "p0-1")
+    await witness.look_again(stream, 6.0)
+    await witness.read(stream)
+
+    assert [(0, 1, 1)] == list(witness.seen)

@@ -44,16 +44,16 @@ class Witness:
                 if len(page) < 2000:
                     return
 
-    async def look_again(self, client: Any) -> None:
-        """The server may have forgotten what came last: take back what is not there any more."""
+    async def look_again(self, client: Any, retention: float) -> None:
+        """The server may have forgotten what came last: take back what is not there any more, and is too young to have been trimmed."""
         async with self._reading:
             if not self._recent:
                 return
             there: set[bytes] = {id for id, _ in await client.xrange(STREAM, self._recent[0][0])}
-            oldest = await client.xrange(STREAM, count=1)
+            seconds, _ = await client.time()
             kept: deque[tuple[bytes, int, int]] = deque()
             for id, publisher, number in self._recent:
-                if id in there or (oldest and _place(id) < _place(oldest[0][0])):  # there, or trimmed
+                if id in there or _place(id)[0] < (seconds + 1 - retention) * 1000:  # there, or trimmed
                     kept.append((id, publisher, number))
                 else:
                     self.seen.add(publisher, number, -1)
