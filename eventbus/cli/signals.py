@@ -19,6 +19,9 @@ def two_signals(first: Callable[[str], None], last_words: Callable[[str], str]) 
 
     The handlers are those of the operating system and not the event loop's: a handler of the user that blocks the loop, which is
     when a second Ctrl-C is wanted most, does not keep them from being called. `last_words` makes the line to leave with.
+
+    After a first signal they stay, for the process is about to end: a second one in its last moments would meet Python's own handlers,
+    and end it with a traceback or as if nobody had expected it.
     """
     loop = asyncio.get_running_loop()
     seen = 0
@@ -42,5 +45,6 @@ def two_signals(first: Callable[[str], None], last_words: Callable[[str], str]) 
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        if seen == 0:
+            for number, handler in before.items():
+                signal.signal(number, handler)
