@@ -310,11 +310,11 @@ class RedisSubscription:
                 await self._vanished(source, vanished)
             for id, fields in entries:
                 text = id.decode()
-                if (source, text) in self._held or text in done or not fields:
-                    self._own[source] = text
-                elif len(found) < limit:
+                if (source, text) not in self._held and text not in done and fields:
+                    if len(found) == limit:
+                        break
                     found.append(self._hold(source, id, fields))
-                    self._own[source] = text
+                self._own[source] = text
             if found:
                 return found
 
@@ -480,7 +480,9 @@ class RedisSubscription:
                 if self._stopped.is_set() or delivery.lost:
                     return False
                 await self._gate.wait(exc, self._stopped)
-        if starts == 0:
+        if starts == 0:  # held no longer, or it would be renewed and never handled, should a sweep bring it back to us
+            self._lose(delivery.source, delivery.source_id)
+            delivery.lost = True
             return False
         if starts > self._request.max_crashes:
             await self.bury(delivery, reason="crash loop")

@@ -235,6 +235,52 @@ async def test_a_start_is_counted_once_though_its_replies_are_lost(live: RedisTr
             assert {f"crash {S} {found[0].entry_id}": "1"} == _crashes(server)
 
 
+async def test_a_suspect_that_is_not_ours_any_more_is_let_go(live: RedisTransport, server: Any) -> None:
+    """A server that was set back has forgotten who claimed it. When it is claimed once more, it is handled, and not only held."""
+    await Club(live).publish(1)
+    request = Subscribe(streams=[S], group="g", lease=0.2)
+    async with live.subscribe(request) as dead:
+        assert await dead.receive(1)
+        dead.abandon()
+        async with live.subscribe(request) as heir:
+            while not (found := await heir.receive(1)):
+                pass
+            [suspect] = found
+            server.client.xclaim(S, "g", dead.consumer, 0, [suspect.entry_id], idle=10_000, justid=True)
+
+            assert not await heir.begin(suspect)
+            assert suspect.lost
+
+            with anyio.fail_after(20):
+                [again] = await heir.receive(1)
+            assert (suspect.entry_id, True) == (again.entry_id, await heir.begin(again))
+
+
+async def test_what_is_pending_is_read_again_however_little_is_wanted(
+    live: RedisTransport, proxy: FaultProxy, server: Any
+) -> None:
+    """Also what lies before something that is in hand: a server that was set back has forgotten the acks of the first ones."""
+    await Club(live).publish(4)
+    async with (
+        RedisTransport(proxy.url, stream=S) as transport,
+        transport.subscribe(Subscribe(streams=[S], group="g")) as subscription,
+    ):
+        first = await subscription.receive(10)
+        while len(first) < 4:
+            first += await subscription.receive(10)
+        for delivery in first[:3]:
+            subscription.ack(delivery)
+        await subscription.flush()
+        server.client.xclaim(S, "g", first[0].consumer, 0, [one.entry_id for one in first[:3]], force=True, justid=True)
+        proxy.reset()
+
+        again: list[Delivery] = []
+        with anyio.fail_after(10):
+            while len(again) < 3:
+                again += await subscription.receive(1)
+        assert [one.entry_id for one in first[:3]] == [one.entry_id for one in again]
+
+
 async def test_audits_that_take_long_are_rare(live: RedisTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     """They count what is unread: a backlog is no reason to keep the server busy with that."""
     intervals: list[float] = []
