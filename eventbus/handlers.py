@@ -80,10 +80,15 @@ def where(thing: Any) -> str:
     code = getattr(inner, "__code__", None)
     if code is not None:
         return f"{name} ({code.co_filename}:{code.co_firstlineno})"
-    try:
-        return f"{name} ({inspect.getsourcefile(inner)}:{inspect.getsourcelines(inner)[1]})"
-    except (OSError, TypeError):
-        return name
+    for _ in range(2):
+        try:
+            return f"{name} ({inspect.getsourcefile(inner)}:{inspect.getsourcelines(inner)[1]})"
+        except SystemError:  # CPython before 3.12 fails to parse when garbage is collected meanwhile (python/cpython#106905)
+            continue
+        except (OSError, TypeError):
+            break
+
+    return name
 
 
 class Handler:

@@ -1,6 +1,7 @@
 """What may be a handler, how it is found, and that every mistake is found when it is registered, with function, file and line."""
 
 import functools
+import inspect
 import itertools
 import sys
 import textwrap
@@ -525,6 +526,22 @@ async def test_an_error_says_where_a_handler_of_any_kind_is_written(
     """For an object it is its class, for a partial the function inside, for a wrapper what it wraps."""
     with pytest.raises(ConfigurationError, match=rf"{named} \(.*test_handlers.py:\d+\) is to listen to Lost"):
         bus.add_listener(Lost, handler)
+
+
+def test_the_place_is_found_though_python_stumbles_once(bus: MessageBus, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPython before 3.12 fails to parse a file now and then (python/cpython#106905)."""
+    stumbles = iter([True])
+    found = inspect.getsourcelines
+
+    def stumble(thing: Any) -> Any:
+        if next(stumbles, False):
+            raise SystemError("AST constructor recursion depth mismatch")
+        return found(thing)
+
+    monkeypatch.setattr(inspect, "getsourcelines", stumble)
+
+    with pytest.raises(ConfigurationError, match=r"Greeter \(.*test_handlers.py:\d+\) is to listen to Lost"):
+        bus.add_listener(Lost, Greeter())
 
 
 # ------------------------------------------------------------------------------------------------------------------ removal
