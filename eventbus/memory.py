@@ -429,20 +429,20 @@ class _Stream:
         self._known: OrderedDict[str, tuple[str, float]] = OrderedDict()
         self._last = (0, 0)
 
-    def add(self, name: str, fields: list[bytes], now: float) -> tuple[str, bool]:
-        """The entry id of the envelope of that name, and whether it was added now."""
+    def add(self, envelope_id: str, fields: list[bytes], now: float) -> tuple[str, bool]:
+        """The entry id of the envelope with that id, and whether it was added now."""
         while self._known:
             oldest = next(iter(self._known))
             if self._known[oldest][1] > now - PUBLISH_WINDOW:
                 break
             del self._known[oldest]
-        if name in self._known:
-            return self._known[name][0], False
+        if envelope_id in self._known:
+            return self._known[envelope_id][0], False
         ms = int(now * 1000)
         self._last = (ms, 0) if ms > self._last[0] else (self._last[0], self._last[1] + 1)
         id = f"{self._last[0]}-{self._last[1]}"
         self.entries.append((id, fields))
-        self._known[name] = (id, now)
+        self._known[envelope_id] = (id, now)
 
         return id, True
 

@@ -1,12 +1,15 @@
 """An event loop that stands still is reported, with the name of the handler that holds it."""
 
 import logging
+import threading
 import time
+from functools import partial
 
 import anyio
 import pytest
 
 from eventbus import Event, MemoryTransport, MessageBus, Metadata, Subscriber, UnitOfWork
+from eventbus.watchdog import Watchdog
 
 
 class Blocking(Event):
@@ -46,14 +49,41 @@ def wait_for_the_report(caplog: pytest.LogCaptureFixture) -> None:
         time.sleep(0.01)
 
 
-async def test_a_handler_that_waits_is_not_reported(transport: MemoryTransport, caplog: pytest.LogCaptureFixture) -> None:
+class Looks(threading.Event):
+    """What a watchdog waits for between two looks. It looks four times within its limit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.looked_long = threading.Event()
+        self._left = 8
+
+    def wait(self, timeout: float | None = None) -> bool:
+        ended = super().wait(timeout)
+        self._left -= 1
+        if self._left == 0:
+            self.looked_long.set()
+
+        return ended
+
+
+async def test_a_handler_that_waits_is_not_reported(
+    transport: MemoryTransport, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """However long it takes: it lets the loop run."""
     bus = MessageBus()
     done = anyio.Event()
+    looks = Looks()
+
+    class Watched(Watchdog):
+        def __init__(self, title: str, limit: float) -> None:
+            super().__init__(title, limit)
+            self._ended = looks
+
+    monkeypatch.setattr("eventbus.subscriber.Watchdog", Watched)
 
     @bus.listen
     async def waits(event: Blocking) -> None:
-        await anyio.sleep(0.3)
+        assert await anyio.to_thread.run_sync(partial(looks.looked_long.wait, 20))
         done.set()
 
     async with UnitOfWork(transport=transport) as uow:
@@ -61,7 +91,8 @@ async def test_a_handler_that_waits_is_not_reported(transport: MemoryTransport, 
         await uow.commit()
     async with anyio.create_task_group() as tasks:
         await tasks.start(Subscriber(bus=bus, transport=transport, streams=["events"], group="g", lease=0.2).run)
-        await done.wait()
+        with anyio.fail_after(20):
+            await done.wait()
         tasks.cancel_scope.cancel()
 
     assert not [record for record in caplog.records if "stood still" in record.message]

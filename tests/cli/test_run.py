@@ -25,7 +25,7 @@ Write = Callable[[str, str], None]
 
 # A service that has work as soon as it runs, and needs no server. Its handlers say when they begin and when they are done.
 SERVICE = """
-import time
+import threading
 
 import anyio
 
@@ -332,7 +332,7 @@ def test_a_handler_that_blocks_the_loop_can_still_be_ended(start: Start, service
         "@bus.listen\n"
         "async def block(event: Tick) -> None:\n"
         "    print('blocking', flush=True)\n"
-        "    time.sleep(60)\n"
+        "    threading.Event().wait()\n"
         "one = subscriber(0, bus=bus)\n",
     )
     running = start("run", "shop:one")
