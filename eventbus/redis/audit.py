@@ -45,7 +45,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         verdict = (
             "adds up"
             if self.lost == 0
-            else f"{self.lost} LOST between {self.after} and {self.before}"
+            else f"{self.lost} LOST between {self.after} and {self.before}, {self.vanished} of them seen to vanish"
             if self.lost > 0
             else f"{-self.lost} more than were added: was the stream written to in another way?"
         )

@@ -235,7 +235,10 @@ class Rig:
     # ------------------------------------------------------------------------------------------------------------- faults
 
     def note_fault(self, kind: str) -> None:
+        """Count it, and write down when it was, on the monotonic clock and in the milliseconds of entry ids."""
         self.faults[kind] += 1
+        with (self.directory / "faults.txt").open("a") as file:
+            file.write(f"{time.monotonic():.3f} {time.time() * 1000:.0f} {kind}\n")
 
     async def restart_server(self) -> float:
         """kill -9 and start again; when it was ready."""
