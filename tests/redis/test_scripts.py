@@ -32,6 +32,7 @@ KEYS = Keys(S, "g")
 RAW = b"\x00\xff\r\n$3 {}"
 WORDS = ("id", "one", "payload", RAW)
 WINDOW = 600_000
+HIGHEST = "18446744073709551615-18446744073709551615"
 FULL = "OOM|used memory"  # redis-py takes the word off, and Redis 6.2 wraps it
 
 
@@ -569,3 +570,19 @@ def test_count_stops_at_its_limit_and_goes_on(server: Any) -> None:
     counted, after = server.run(COUNT, S, args=("0-0", ids[-1], 600))
     rest, end = server.run(COUNT, S, args=(after, ids[-1], 600))
     assert (1200, b"") == (counted + rest, end)
+
+
+def test_a_stranger_adds_the_highest_id_of_all(server: Any) -> None:
+    """Nothing can be added behind it, and the server knows no range there: what was there before is still counted and trimmed."""
+    held(server, "a", "b")
+    server("XADD", S, HIGHEST, "id", "z")
+    assert [3, b""] == server.run(COUNT, S, args=("0-0", HIGHEST, 1000))
+    server("XREADGROUP", "GROUP", "g", "me", "STREAMS", S, ">")
+
+    assert [0, 3, 0, -1] == server.run(BACKLOG, S, KEYS.retry, KEYS.delayed, args=("g", 10_000))
+    assert [0, b""] == server.run(COUNT, S, args=(HIGHEST, HIGHEST, 1000))
+    server.run(ACK, S, KEYS.state, args=("g", "settled", *(id for id, _ in server.client.xrange(S))))
+    server.client.xgroup_destroy(S, "g")
+    server.client.delete(KEYS.state)
+    assert b"start" == joined(server, "$")
+    assert 2 == server.run(TRIM, S, args=(0, 60_000, "report"))[0]

@@ -6,21 +6,21 @@
 -- Replies  {unread, pending, delayed, ms until the next delayed one is due or -1}
 local unread, pending, limit = 0, 0, tonumber(ARGV[2])
 for i = 1, 2 do
-  local from = redis.call('EXISTS', KEYS[i]) == 1 and '-'
+  local from = redis.call('EXISTS', KEYS[i]) == 1 and '0-0'
   if from then
     for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[i])) do
       local g = {}
       for j = 1, #flat, 2 do g[flat[j]] = flat[j + 1] end
       if g.name == ARGV[1] then
         pending = pending + g.pending
-        from = '(' .. g['last-delivered-id']
+        from = g['last-delivered-id']
       end
     end
   end
   while from and unread < limit do
-    local page = redis.call('XRANGE', KEYS[i], from, '+', 'COUNT', 500)
+    local page = behind(KEYS[i], from, '+', 500)
     unread = unread + #page
-    from = #page == 500 and '(' .. page[#page][1]
+    from = #page == 500 and page[#page][1]
   end
 end
 local t = redis.call('TIME')

@@ -27,12 +27,12 @@ redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], start, 'MKSTREAM')
 local info, flat = {}, redis.call('XINFO', 'STREAM', KEYS[1])
 for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
 if start == '$' then start = info['last-generated-id'] end
-local ahead, from = 0, '(' .. start
+local ahead, from = 0, start
 while true do
-  local page = redis.call('XRANGE', KEYS[1], from, '+', 'COUNT', 500)
+  local page = behind(KEYS[1], from, '+', 500)
   ahead = ahead + #page
   if #page < 500 then break end
-  from = '(' .. page[#page][1]
+  from = page[#page][1]
 end
 local added = info['entries-added'] or redis.call('GET', KEYS[4]) or 0
 redis.call('HSET', KEYS[3], 'base', added - ahead, 'settled', 0, 'vanished', 0, 'checkpoint', start)

@@ -26,7 +26,7 @@ for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   for i = 1, #flat, 2 do g[flat[i]] = flat[i + 1] end
   local low = g.pending > 0 and redis.call('XPENDING', KEYS[1], g.name)[2]
   if not low then -- the first entry that it has not read, or nothing
-    local next = redis.call('XRANGE', KEYS[1], '(' .. g['last-delivered-id'], '+', 'COUNT', 1)[1]
+    local next = behind(KEYS[1], g['last-delivered-id'], '+', 1)[1]
     low = next and next[1]
   end
   if low then
