@@ -20,6 +20,8 @@ from redis.retry import Retry
 from eventbus.embedded import EmbeddedServer, find_executable
 
 CLOCK_SOURCE = Path(__file__).with_name("clock.c")
+TAIL = 8 * 1024 * 1024
+"""Bytes at the end of a file in which the last transaction begins."""
 
 
 class Server:
@@ -48,7 +50,9 @@ class Server:
         self._frozen = False
 
     async def start(self) -> None:
-        """Begin, or begin again with what the file holds."""
+        """Begin, or begin again with what the file holds, mended as a server is to be started after its machine went down."""
+        for path in self.files():
+            mend(path)
         await asyncio.to_thread(self._server.start)
 
     async def stop(self) -> None:
@@ -123,6 +127,22 @@ class Server:
         script.chmod(0o700)
 
         return script
+
+
+def mend(path: Path) -> None:
+    """Cut off a transaction that is not whole, as ``redis-check-aof --fix`` does.
+
+    A server does not do that by itself where the file ends in the middle of a command: it takes nothing of the transaction, but leaves what
+    was whole of it in the file, and makes that one transaction with what comes next when it loads the file again
+    (https://github.com/valkey-io/valkey/pull/4342).
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        file.seek(max(0, size - TAIL))
+        tail = file.read()
+    begun = tail.rfind(b"*1\r\n$5\r\nMULTI\r\n")
+    if begun > tail.rfind(b"*1\r\n$4\r\nEXEC\r\n"):
+        os.truncate(path, size - len(tail) + begun)
 
 
 def _on_path() -> Path | None:

@@ -1,4 +1,5 @@
-"""Every workload in a short form, two at a time, and the mix with a seed of chance too. ``python -m tests.faults`` runs them in full.
+"""Every workload in a short form, two at a time, but for the mix, which is as long as ever and comes with a seed of chance too.
+``python -m tests.faults`` runs them in full.
 
 With ``EVENTBUS_FAULTS=full`` in the environment they run in full here, which takes many minutes.
 """

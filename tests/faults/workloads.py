@@ -395,7 +395,7 @@ async def garbage(rig: Rig) -> Allowances:
 # --------------------------------------------------------------------------------------------------------- all at once
 
 
-@workload(full=Size(200_000, 75, seconds=40), short=Size(12_000, 24, seconds=9))
+@workload(full=Size(200_000, 75, seconds=40), short=Size(200_000, 75, seconds=40))
 async def mix(rig: Rig) -> Allowances:
     """All at once, publishers paced over the fault window and one group slow."""
     from tests.faults.mix import everything

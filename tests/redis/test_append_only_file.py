@@ -6,6 +6,7 @@ the preferred one are spared with every byte but for some, unless ``EVENTBUS_EVE
 """
 
 import os
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,9 +19,12 @@ from redis.retry import Retry
 
 from eventbus.embedded import EmbeddedServer
 from eventbus.errors import Unavailable
+from eventbus.redis import RedisTransport
 from eventbus.redis.keys import Keys
 from eventbus.redis.scripts import ACK, BEGIN, BURY, BY_SHA, DUE, JOIN, PUBLISH, RELEASE, RETRY, Script
+from eventbus.testing import wait_until
 from eventbus.testing.servers import find_servers
+from tests.faults.server import mend
 from tests.redis.conftest import _name
 
 EVERY_BYTE = os.environ.get("EVENTBUS_EVERY_BYTE") == "1"
@@ -375,3 +379,59 @@ def _group(client: redis.Redis, key: bytes, row: dict[str, Any]) -> object:
     consumers = sorted(consumer["name"] for consumer in client.xinfo_consumers(key, row["name"]))
 
     return row["name"], row["last-delivered-id"], pending, consumers
+
+
+# ----------------------------------------------------------------------------------------------------- what is left in the file
+
+
+def bound(running: EmbeddedServer) -> redis.Redis:
+    return redis.Redis.from_url(running.url, retry=Retry(NoBackoff(), 0))
+
+
+async def kill(running: EmbeddedServer) -> None:
+    os.kill(running.pid, signal.SIGKILL)
+    await wait_until(lambda: not running.running, description="the server is gone")
+
+
+async def cut_in_a_publish_and_started_twice(running: EmbeddedServer, directory: Path, *, mended: bool) -> tuple[int, int]:
+    """How many entries there are in the end, and how many a group has lost that had settled all that was there in between."""
+    with bound(running) as client:
+        server = Server(client)
+        server.held("a")
+        [file] = [path for path in directory.glob("**/appendonly.aof*") if path.suffix not in (".manifest", ".rdb")]
+        before = file.stat().st_size
+        server.published("b", "c", "d", "e")
+    await kill(running)
+    written = file.read_bytes()
+    os.truncate(file, written.index(b"XADD", written.index(b"XADD", before) + 4) + 20)  # in the second of four
+    if mended:
+        mend(file)
+    running.start()
+    with bound(running) as client:
+        server = Server(client)
+        assert 1 == client.xlen(S)
+        server.published("f", "g")
+        client.xreadgroup("g", "me", {S: ">"}, count=100)
+        server.run(ACK, S, KEYS.state, args=("g", "settled", *(id for id, _ in client.xrange(S))))
+    await kill(running)
+    running.start()
+    with bound(running) as client:
+        entries = client.xlen(S)
+    async with RedisTransport(running.url, stream=S) as transport:
+        found = await transport.audit(S, "g")
+    assert found is not None
+
+    return entries, found.lost
+
+
+@pytest.mark.parametrize("mended", [True, False])
+@pytest.mark.parametrize("executable", find_servers(), ids=_name)
+async def test_half_a_publish_comes_back_with_the_start_after_the_next_unless_the_file_was_mended(
+    executable: Path, mended: bool
+) -> None:
+    """A server may leave the half in its file, and take what follows for the other (valkey-io/valkey#4342). Then the audit says so."""
+    with tempfile.TemporaryDirectory(prefix="eventbus-aof-", dir="/tmp") as box, _started(executable, Path(box)) as running:
+        found = await cut_in_a_publish_and_started_twice(running, Path(box), mended=mended)
+
+    unseen = running.version_text.startswith("Redis 6.2")  # its entries are counted by the script, whose second half is missing
+    assert found == (3, 0) or (not mended and found == (4, 0 if unseen else 1))
