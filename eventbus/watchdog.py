@@ -23,6 +23,9 @@ logger: Final = logging.getLogger("eventbus")
 _frames = vars(sys)["_current_frames"]
 """What each thread executes (documented, for debuggers, under its underscore: `sys._current_frames`)."""
 
+AGAIN_AFTER: Final = 0.5
+"""Seconds at the most until a loop that seems to stand still is looked at again."""
+
 _PACKAGE = str(Path(__file__).parent)
 
 
@@ -53,17 +56,20 @@ class Watchdog:
             self._ended.set()
 
     def _watch(self) -> None:
-        reported = 0.0
-        while not self._ended.wait(self._limit / 4):
+        """Reports what two looks have seen: a process that was stopped, or had no processor, has a loop that goes on after the first."""
+        suspected = reported = 0.0
+        while not self._ended.wait(min(AGAIN_AFTER, self._limit / 4) if suspected else self._limit / 4):
             alive = self._alive
             still = time.monotonic() - alive
-            if still > self._limit and alive != reported:
-                reported = alive
+            if still > self._limit and alive == suspected:
+                reported, suspected = alive, 0.0
                 logger.error(
                     "%s: the event loop has stood still for %.1f s, longer than the lease, in %s: run what blocks in a thread "
                     "(a `def` handler is), or leases are lost",
                     self._title, still, culprit(_frames().get(self._thread)),
                 )  # fmt: skip
+            else:
+                suspected = alive if still > self._limit and alive != reported else 0.0
 
 
 def culprit(frame: FrameType | None) -> str:
