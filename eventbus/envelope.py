@@ -157,7 +157,7 @@ class Codec:
             path = _unencodable(message, self._encode) or _path_in(str(exc))
             why = f"it nests deeper than {MAX_DEPTH} levels" if isinstance(exc, RecursionError) else excerpt(str(exc))
             raise _encode_error(cls, path, why) from exc
-        if back != message:
+        if back != message and not _same(message, back):
             path, why = _difference(message, back, "$") or ("$", "it would come back different")
             raise _encode_error(cls, path, why)
 
@@ -482,12 +482,33 @@ def _children(value: Any, path: str) -> list[tuple[Any, str]]:
     return []
 
 
+def _same(sent: Any, back: Any) -> bool:
+    """Whether they are equal, or are but for times that are never equal to those of another zone: the hours around a clock change, by PEP
+    495. Such a time comes back with an offset in the place of its zone, and is the same.
+    """
+    if sent == back:
+        return True
+    if isinstance(sent, datetime) and isinstance(back, datetime):
+        return _told(sent) == _told(back)
+    if type(sent) is not type(back):
+        return False
+    if isinstance(sent, set | frozenset):
+        return {_told(item) for item in sent} == {_told(item) for item in back}
+    ours, theirs = ({where: item for item, where in _children(value, "$")} for value in (sent, back))
+
+    return bool(ours) and ours.keys() == theirs.keys() and all(_same(item, theirs[where]) for where, item in ours.items())
+
+
+def _told(item: Any) -> Any:
+    return item.astimezone(UTC) if isinstance(item, datetime) and item.tzinfo is not None else item
+
+
 def _difference(sent: Any, back: Any, path: str) -> tuple[str, str] | None:
     """Where a message and what it decodes to differ, and how."""
     if type(sent) is type(back) and type(sent) not in (set, frozenset):  # which have no order to compare by
         theirs = {where: value for value, where in _children(back, path)}
         for value, where in _children(sent, path):
-            if where in theirs and value != theirs[where]:
+            if where in theirs and not _same(value, theirs[where]):
                 return _difference(value, theirs[where], where)
     if isinstance(sent, float) and not math.isfinite(sent):
         return path, f"{sent} is not a finite number, and would come back as {excerpt(repr(back), 40)}"

@@ -14,6 +14,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 from uuid import UUID
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -446,6 +447,29 @@ def test_what_would_not_come_back_is_not_let_out(codec: Codec, path: str, messag
     assert (path, "wide_v1") == (caught.value.path, caught.value.type)
     assert str(caught.value).startswith("cannot encode wide_v1: ")
     assert str(caught.value).endswith(f"(at {path})")
+
+
+class Appointment(Event):
+    metadata = Metadata(name="appointment", published=True)
+    at: datetime
+    others: dict[str, list[datetime]]
+    some: set[datetime]
+
+
+@both
+@pytest.mark.parametrize("fold", [0, 1])
+@pytest.mark.parametrize(("month", "day"), [(3, 29), (7, 1), (10, 25)], ids=["skipped", "plain", "repeated"])
+def test_a_time_of_a_zone_is_let_out_also_while_its_clocks_change(month: int, day: int, fold: int, codec: Codec) -> None:
+    """By PEP 495 such a time equals none of another zone, and is the same moment all the same."""
+    at = datetime(2026, month, day, 2, 30, tzinfo=ZoneInfo("Europe/Berlin"), fold=fold)
+    later = at.replace(tzinfo=ZoneInfo("Europe/Paris"))
+    message = Appointment(at=at, others={"a": [later, NOON]}, some={at})
+
+    back = decode(Appointment, codec.encode(message), codec.content_type)
+
+    moments = (back.at, back.others["a"][0], *back.some)
+    assert [at.astimezone(UTC)] * 3 == [moment.astimezone(UTC) for moment in moments]
+    assert back.at.utcoffset() in (at.utcoffset(), timedelta(0))
 
 
 def test_a_time_without_a_type_is_text_in_json() -> None:
