@@ -32,21 +32,34 @@ class Messages(list[Message]):
     """A list of messages that remembers when each was added, so that they can be put in order with those of other models.
 
     It is equal to a plain list with the same messages. A repository that has seen its model is told of the first addition after each
-    collection, so that collecting costs as much as was raised and not as much as was seen.
+    collection, so that collecting costs as much as was raised and not as much as was seen. Several may have seen it, in transactions that
+    overlap: whichever collects first has what was raised.
     """
 
-    __slots__ = ("moments", "observer")
+    __slots__ = ("moments", "observers")
 
     def __init__(self) -> None:
         super().__init__()
         self.moments: list[int] = []
-        self.observer: list[Messages] | None = None
+        self.observers: tuple[list[Messages], ...] = ()
 
     def append(self, message: Message, /) -> None:
-        if self.observer is not None and not self:
-            self.observer.append(self)
+        if not self:
+            for changed in self.observers:
+                changed.append(self)
         super().append(message)
         self.moments.append(moment())
+
+    def observe(self, changed: list[Messages]) -> None:
+        """Add this to that list at the first addition after each collection, and now if there is something."""
+        if not any(other is changed for other in self.observers):
+            self.observers += (changed,)
+            if self:
+                changed.append(self)
+
+    def ignore(self, changed: list[Messages]) -> None:
+        """Tell that list no more."""
+        self.observers = tuple(other for other in self.observers if other is not changed)
 
     def extend(self, messages: Iterable[Message], /) -> None:
         for message in list(messages):
@@ -56,8 +69,9 @@ class Messages(list[Message]):
         """Add the message before the index; it counts as raised when its neighbour was."""
         index = max(index.__index__(), -len(self))
         when = self.moments[index] if index < len(self) and self else moment()
-        if self.observer is not None and not self:
-            self.observer.append(self)
+        if not self:
+            for changed in self.observers:
+                changed.append(self)
         super().insert(index, message)
         self.moments.insert(index, when)
 
@@ -86,8 +100,9 @@ class Messages(list[Message]):
     def __setitem__(self, index: Any, value: Any, /) -> None:
         if type(index) is slice:
             value = list(value)
-            if self.observer is not None and not self and value:
-                self.observer.append(self)
+            if value and not self:
+                for changed in self.observers:
+                    changed.append(self)
             start, stop, step = index.indices(len(self))
             if step == 1:  # like insert: what comes in counts as raised when its neighbour was
                 after = self.moments[max(start, stop) : max(start, stop) + 1]
@@ -176,10 +191,8 @@ class Seen(list[M]):
         super().append(model)
         if not isinstance(messages, Messages):
             self._plain.append((moment(), model))
-        elif messages.observer is not self._changed:
-            messages.observer = self._changed
-            if messages:
-                self._changed.append(messages)
+        else:
+            messages.observe(self._changed)
 
     def extend(self, models: Iterable[M], /) -> None:
         for model in models:
@@ -197,8 +210,8 @@ class Seen(list[M]):
     def clear(self) -> None:
         """Look at none of the models any more. What they have raised stays theirs."""
         for model in self:
-            if isinstance(messages := model.messages, Messages) and messages.observer is self._changed:
-                messages.observer = None
+            if isinstance(messages := model.messages, Messages):
+                messages.ignore(self._changed)
         self._changed.clear()
         self._plain.clear()
         super().clear()

@@ -425,6 +425,24 @@ async def test_a_repository_forgets_its_models_when_the_transaction_ends(library
         book.messages.clear()
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+async def test_what_is_raised_in_transactions_that_overlap_is_collected_once(first: str) -> None:
+    """A repository that keeps its models in memory hands the same one to both. The end of one is not the end of the other."""
+    units, book = {"a": Library(), "b": Library()}, Book(1)
+    other = units["b" if first == "a" else "a"]
+    async with other:
+        async with units[first]:
+            for unit in units.values():
+                unit.books.add(book)
+            book.say("both see it")
+            assert [["both see it"], []] == [unit.said() for unit in units.values()]
+            await units[first].commit()
+        book.say("one sees it")
+        assert ["one sees it"] == other.said()
+        await other.rollback()
+    assert [] == book.messages
+
+
 async def test_collecting_costs_what_was_raised_and_not_what_was_seen(library: Library) -> None:
     """Ten thousand silent books are not looked through after each handler."""
     looks: list[int] = []
