@@ -204,7 +204,10 @@ class MessageBus:
 
         Breadth first, in the order raised, in the same unit of work, one handler after another. A handler's exception ends it and is
         raised as it is. What was raised before the call is handled first. Dependencies given by keyword hold for this call and go before
-        the bus' own. `delivery` says where the message comes from; a subscriber gives it.
+        the bus' own. `delivery` says where the message comes from; a subscriber gives it. A handler that rolls the unit of work back is
+        the last one: what is left is not handled.
+
+        `TransactionError` is raised when a handler commits while something is left to be handled.
 
         `UnhandledCommand`, `MissingDependency` and `RecursionLimitExceeded` are raised when they are met; nothing is committed here.
         """
@@ -251,6 +254,9 @@ class MessageBus:
                         returned = await handler(message, await call.arguments(handler, record))
                     if record is root:
                         result = returned
+                    if uow._ended is not None:  # pyright: ignore[reportPrivateUsage]
+                        uow.check_left(self._left(queue, record, handler), where(handler.function))
+                        return result
                     if raised := uow.gather(record):
                         queue.extend(raised)
         except BaseException:
@@ -260,6 +266,13 @@ class MessageBus:
             uow.handling = cause
 
         return result
+
+    def _left(self, queue: list[Record], record: Record, handler: Handler) -> list[Message]:
+        """What is still to be handled after this handler of this record."""
+        place = next(place for place, one in enumerate(queue) if one is record)
+        rest = [one.message for one in queue[place + 1 :] if type(one.message) in self._handlers]
+
+        return rest if handler is self._handlers[type(record.message)][-1] else [record.message, *rest]
 
 
 class _Call:

@@ -279,6 +279,15 @@ class UnitOfWork:
 
         return queue
 
+    def check_left(self, left: Sequence[Message], handler: str) -> None:
+        """A handler has ended the transaction before these were handled. They went with a rollback; after a commit, `TransactionError`."""
+        if left and self._ended is _COMMITTED:
+            names = ", ".join(sorted({type(message).__name__ for message in left}))
+            raise TransactionError(
+                f"{handler} has committed {self!r}, in which {names} was still to be handled: leave the commit to whoever called "
+                "`bus.handle`"
+            )
+
     async def begin(self, delivery: Delivery) -> bool:
         """This transaction handles a delivery. False if its message store knows that it was handled before; then nothing is to be done."""
         if self.status is not _RUNNING or self._committing:

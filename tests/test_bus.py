@@ -348,6 +348,47 @@ async def test_a_handler_registered_meanwhile_is_called_from_the_next_message_on
     assert ["a", "b", "late b"] == log
 
 
+async def test_a_handler_that_rolls_back_is_the_last_one(bus: MessageBus, log: Log) -> None:
+    """Nothing is done for what was undone: neither by the other handlers of its message nor for what was raised before."""
+
+    @bus.listen
+    async def register(command: Register, uow: UnitOfWork) -> str:
+        for word in ("a", "b"):
+            uow.emit(Said(word))
+        return "registered"
+
+    @bus.listen
+    async def undo(event: Said, uow: UnitOfWork) -> None:
+        log.append(f"undo {event.word}")
+        await uow.rollback()
+
+    log.listen(bus, "other")
+    async with UnitOfWork() as uow:
+        assert "registered" == await bus.handle(Register(), uow)
+
+    assert ["undo a"] == log
+    assert TransactionStatus.closed == uow.status
+
+
+async def test_a_handler_that_commits_too_early_is_told(bus: MessageBus, log: Log) -> None:
+    """What was still to be handled would be in no transaction. At the end of it all a handler may commit."""
+
+    @bus.listen
+    async def commit(event: Said, uow: UnitOfWork) -> None:
+        await uow.commit()
+
+    async with UnitOfWork() as uow:
+        await bus.handle(Said("a"), uow)
+    log.listen(bus, "other")
+    async with UnitOfWork() as uow:
+        with pytest.raises(
+            TransactionError, match=r"commit \(.*test_bus.py:\d+\) has committed .*, in which Said was still to be handled"
+        ):
+            await bus.handle(Said("a"), uow)
+
+    assert [] == log
+
+
 async def test_the_transaction_is_committed_by_whoever_opened_it(bus: MessageBus) -> None:
     """`handle` commits nothing."""
     transport = MemoryTransport()
