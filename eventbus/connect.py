@@ -25,10 +25,7 @@ def connect(url: str, **options: Any) -> Transport:
     Nothing is connected yet: a transport opens when it is entered or first used. A URL that is none of these is a `ConfigurationError`
     that lists them. ``memory://`` keeps the time of the wall, where `MemoryTransport()` in a test may run ahead of it.
     """
-    try:
-        scheme = urlsplit(url).scheme
-    except (ValueError, AttributeError, TypeError):
-        scheme = ""
+    scheme = scheme_of(url)
     if scheme == "memory":
         return MemoryTransport(clock=Clock(), **options)
     if scheme in ("redis", "rediss", "unix"):
@@ -44,9 +41,24 @@ def connect(url: str, **options: Any) -> Transport:
     raise ConfigurationError(f"{hide_password(str(url))!r} is not a URL that connect() knows; it knows\n{_SCHEMES}")
 
 
+def scheme_of(url: str) -> str:
+    """What stands before the ``://``; nothing if it is no URL, whatever is wrong with it."""
+    try:
+        return urlsplit(url).scheme
+    except (ValueError, AttributeError, TypeError):
+        return ""
+
+
 def hide_password(url: str) -> str:
-    """The URL without its secrets, fit for a log line: ``redis://user:***@host``."""
-    hidden = re.sub(r"//([^/@:]*):(.*)@", r"//\1:***@", url)
+    """The URL without its secrets, fit for a log line: ``redis://user:***@host``. Also one without a scheme, or with a password that was
+    not quoted: all up to the last ``@`` is taken for it.
+    """
+    return hide_passwords(re.sub(r"^((?:[A-Za-z][\w+.-]*://)?[^/@:]*):.*@", r"\1:***@", url, flags=re.DOTALL))
+
+
+def hide_passwords(text: str) -> str:
+    """The text without the secrets of the URLs in it."""
+    hidden = re.sub(r"//([^/@:]*):(.*)@", r"//\1:***@", text)
 
     return re.sub(r"(?i)([?&][^=&]*(?:password|secret|token)[^=&]*=)[^&]*", r"\1***", hidden)
 

@@ -8,7 +8,6 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
 
 import anyio
 import anyio.abc
@@ -18,7 +17,7 @@ from eventbus.cli.endings import Code, Failure, failure
 from eventbus.cli.servers import address, reach
 from eventbus.cli.signals import two_signals
 from eventbus.cli.targets import find, look_here
-from eventbus.connect import connect, hide_password
+from eventbus.connect import connect, hide_password, scheme_of
 from eventbus.subscriber import Subscriber
 from eventbus.transport import Transport
 
@@ -50,12 +49,12 @@ def run(targets: Sequence[str], *, url: str | None, concurrency: int | None, wai
 
 def moved(services: Sequence[D], url: str) -> list[D]:
     """The same subscribers, or relays, on another server. Those that shared the settings of their transport share one there too."""
-    in_process = urlsplit(url).scheme in ("memory", "embedded")
+    in_process = scheme_of(url) in ("memory", "embedded")
     made: dict[tuple[str, ...], Transport] = {}
 
     def on_url(old: Transport) -> Transport:
         options: dict[str, Any] = {"stream": old.stream, "codec": old.codec}
-        if (retention := getattr(old, "retention", None)) is not None and urlsplit(url).scheme != "memory":
+        if (retention := getattr(old, "retention", None)) is not None and scheme_of(url) != "memory":
             options["retention"] = retention
         key = tuple(map(repr, options.values()))
         if key not in made:

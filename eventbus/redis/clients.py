@@ -9,7 +9,7 @@ import redis.asyncio
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from eventbus.connect import hide_password
+from eventbus.connect import hide_password, hide_passwords
 from eventbus.errors import Unavailable
 from eventbus.redis.link import Endpoint
 
@@ -44,6 +44,6 @@ def version_at(url: str) -> str:
         with client_at(url) as client:
             info = client.info("server")
     except (redis.RedisError, OSError, ValueError) as exc:
-        raise Unavailable(f"{hide_password(url)}: {hide_password(str(exc))}") from exc
+        raise Unavailable(f"{hide_password(url)}: {hide_passwords(str(exc))}") from exc
 
     return f"Valkey {info['valkey_version']}" if "valkey_version" in info else f"Redis {info['redis_version']}"

@@ -22,7 +22,7 @@ from redis.driver_info import DriverInfo
 from redis.maint_notifications import MaintNotificationsConfig
 from redis.retry import Retry
 
-from eventbus.connect import hide_password
+from eventbus.connect import hide_password, hide_passwords
 from eventbus.embedded import EmbeddedServer
 from eventbus.errors import ConfigurationError, Full, Refused, TransportError, Unavailable, excerpt
 from eventbus.redis.scripts import BY_SHA
@@ -48,6 +48,9 @@ _UNAVAILABLE = re.compile(
 _NO_GROUP = re.compile(r"\b(NOGROUP|UNBLOCKED)\b|requires the key to exist|no such key", re.IGNORECASE)
 
 
+_UNREADABLE: Final = (
+    "its host and port cannot be read; write /, ?, #, [ and ] in a password as urllib.parse.quote(password, safe='') does"
+)
 _KEYS: Final = "asked about "
 """Begins the note on an error that says which keys the command was about."""
 
@@ -126,8 +129,11 @@ class Endpoint:
     def _from_url(self, url: str) -> None:
         try:
             settings: dict[str, Any] = dict(parse_url(url))
-        except ValueError as exc:
-            raise ConfigurationError(f"{hide_password(url)!r} is not a Redis URL: {hide_password(str(exc))}") from None
+        except (
+            ValueError
+        ) as exc:  # of the URL, or of `urlsplit`, which tells what it could not read: a part of the password, perhaps
+            why = str(exc) if str(exc).startswith(("Redis URL ", "Invalid value for ")) else _UNREADABLE
+            raise ConfigurationError(f"{hide_password(url)!r} is not a Redis URL: {why}") from None
         self._class = settings.pop("connection_class", redis.asyncio.Connection)
         if settings.get("path") and not issubclass(self._class, UnixDomainSocketConnection):
             settings.pop("path")
@@ -293,7 +299,7 @@ def translate(error: Exception, what: str) -> TransportError:
         return error
     code = getattr(error, "status_code", None)  # redis-py takes the first word of what the server said off the text
     said = f"{code} {error}" if isinstance(code, str) and not str(error).startswith(code) else str(error)
-    text = excerpt(hide_password(said) or type(error).__name__, 300)
+    text = excerpt(hide_passwords(said) or type(error).__name__, 300)
     keys = next((note.removeprefix(_KEYS) for note in getattr(error, "__notes__", ()) if note.startswith(_KEYS)), "")
     if _FULL.search(text):
         return Full(f"{what}: {text} (the server takes no more writes; free memory or disk, consumers go on and drain it)")

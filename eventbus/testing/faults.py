@@ -26,7 +26,7 @@ from types import TracebackType
 from typing import Self
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from eventbus.connect import hide_password
+from eventbus.connect import hide_password, scheme_of
 from eventbus.errors import ConfigurationError
 from eventbus.redis.scripts import BY_SHA
 
@@ -51,7 +51,7 @@ class FaultProxy:
     """A server as seen through a line that can be cut. Enter it; `url` is where it listens."""
 
     def __init__(self, url: str) -> None:
-        if urlsplit(url).scheme not in ("redis", "unix"):
+        if scheme_of(url) not in ("redis", "unix"):
             raise ConfigurationError(
                 f"FaultProxy({hide_password(url)!r}): it reads what passes, so it stands before redis:// and unix:// servers only"
             )

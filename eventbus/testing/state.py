@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from eventbus.connect import hide_password
+from eventbus.connect import hide_passwords
 from eventbus.errors import excerpt
 from eventbus.memory import MemoryTransport
 from eventbus.transport import DeadLetter, utc
@@ -34,7 +34,7 @@ def describe(thing: object) -> str:
         if module is not None and isinstance(thing, module.RedisTransport):
             return "\n".join([repr(thing), *_of_redis(cast("RedisTransport", thing))])
     except Exception as exc:  # a report about a failure must not become another
-        return f"{thing!r}\n(cannot be shown: {type(exc).__name__}: {excerpt(hide_password(str(exc)))})"
+        return f"{thing!r}\n(cannot be shown: {type(exc).__name__}: {excerpt(hide_passwords(str(exc)))})"
 
     return ""
 

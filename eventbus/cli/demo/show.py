@@ -22,7 +22,7 @@ from eventbus.cli.endings import Code, Failure
 from eventbus.cli.logs import fields_of
 from eventbus.cli.servers import reach
 from eventbus.cli.signals import two_signals
-from eventbus.connect import connect, hide_password
+from eventbus.connect import connect, hide_password, scheme_of
 from eventbus.embedded import EmbeddedServer
 from eventbus.envelope import Envelope, new_id
 from eventbus.errors import ConfigurationError, TransportError
@@ -38,7 +38,7 @@ LOOK_AGAIN = 0.1
 def show(url: str | None, books: int) -> int:
     """Run the demo, on the server named or on one of its own; the exit code."""
     screen = Screen()
-    scheme = urlsplit(url or "embedded://").scheme
+    scheme = scheme_of(url or "embedded://")
     if scheme == "memory":
         return _in_memory(screen, books, "as asked")
     if scheme != "embedded":
