@@ -64,11 +64,18 @@ class Database:
 
         Cancellation waits for its end, up to `PATIENCE` seconds: a statement of aiosqlite that is cancelled by a scope leaves a task behind
         that never ends, and keeps the process from ending (seen with SQLAlchemy 2.1.9 and aiosqlite 0.22.1).
+
+        A connection that only reads is not used again: the next one may lead to the server that has taken the place.
         """
         with anyio.CancelScope(deadline=anyio.current_time() + PATIENCE, shield=True) as scope:
             if isinstance(self.bind, AsyncEngine):
                 async with self.bind.begin() as connection:
-                    yield connection
+                    try:
+                        yield connection
+                    except DBAPIError as exc:
+                        if _code(exc) == _READ_ONLY:
+                            await connection.invalidate(exc)
+                        raise
             else:
                 async with self.bind.begin_nested() if self.bind.in_transaction() else self.bind.begin():
                     yield self.bind
@@ -102,10 +109,12 @@ def _bind_of(session: AnySession, tables: Tables) -> AsyncEngine | AsyncConnecti
 
 # ---------------------------------------------------------------------------------------------------------------- errors
 
-_PASSING = ("40001", "40P01", "55P03")
-"""Of PostgreSQL: serialization failure, deadlock, lock not available."""
-_AWAY = ("08", "53", "57", "58")
-"""Of PostgreSQL, how the codes begin: connection, resources, operator intervention, system."""
+_PASSING = ("40001", "40003", "40P01", "55P03")
+"""Of PostgreSQL: serialization failure, statement completion unknown, deadlock, lock not available."""
+_READ_ONLY = "25006"
+"""Of PostgreSQL: a read-only transaction, which is all that a replica has, and a primary whose place was taken."""
+_AWAY = ("08", "53", "57", "58", _READ_ONLY)
+"""Of PostgreSQL, how the codes begin: connection, resources, operator intervention, system; and that one."""
 _LOCKED = (5, 6)
 """Of SQLite: the database, or a table, is locked."""
 
@@ -116,7 +125,7 @@ def is_busy(error: BaseException) -> bool:
 
 
 def is_away(error: BaseException) -> bool:
-    """Whether the database could not be reached, or broke off: the same may go well when it is back.
+    """Whether the database could not be reached, broke off, or takes no writes: the same may go well when it is back.
 
     psycopg gives no code to what goes wrong while it connects, be it a password: that is waited for, too, and said in the log.
     """

@@ -13,12 +13,14 @@ from typing import Any
 import anyio
 import pytest
 from sqlalchemy import func, insert, make_url, select, text, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from eventbus import Envelope, Event, MemoryTransport, Metadata
 from eventbus.envelope import decode, new_id, now
 from eventbus.errors import ConfigurationError, PublishError, Refused, Unavailable
 from eventbus.sqlalchemy import TABLES, Relay, SqlMessageStore, relay, retention, tables
+from eventbus.sqlalchemy.database import is_away, is_busy
 from eventbus.sqlalchemy.schema import from_now
 from eventbus.testing import wait_until
 from tests.sqlalchemy.club import Club, Counted, Noted, Registered
@@ -392,6 +394,46 @@ async def test_a_database_that_is_away_is_waited_for(
         await wait_until(lambda: [0, 1, 2] == transport.numbers, description="it was sent")
         tasks.cancel_scope.cancel()
     await engine.dispose()
+
+
+@pytest.mark.only("postgresql")
+async def test_a_database_that_only_reads_is_waited_for(
+    database: Database, transport: Recorder, caplog: pytest.LogCaptureFixture
+) -> None:
+    """So is a primary for as long as its place is taken by a replica; what was connected to it meanwhile connects again."""
+    await put(database, range(3))
+    async with database.engine.connect() as administrator:
+        await administrator.execution_options(isolation_level="AUTOCOMMIT")
+        await administrator.execute(text("ALTER DATABASE postgres SET default_transaction_read_only = on"))
+        try:
+            engine = create_async_engine(database.url)
+            async with anyio.create_task_group() as tasks:
+                await tasks.start(Relay(engine, transport, poll=0.01).run)
+                await wait_until(lambda: "trying again" in caplog.text, description="it says so")
+                await administrator.execute(text("ALTER DATABASE postgres RESET default_transaction_read_only"))
+                await wait_until(lambda: [0, 1, 2] == transport.numbers, description="it was sent")
+                tasks.cancel_scope.cancel()
+            await engine.dispose()
+        finally:
+            await administrator.execute(text("ALTER DATABASE postgres RESET default_transaction_read_only"))
+
+    assert "read-only transaction" in caplog.text
+
+
+@pytest.mark.only("postgresql")
+@pytest.mark.parametrize(
+    ("code", "busy", "away"),
+    [
+        ("25006", False, True), ("57P01", False, True), ("40001", True, False), ("40003", True, False),
+        ("25P03", False, False), ("42501", False, False),
+    ],
+)  # fmt: skip
+async def test_what_passes_by_itself_is_known_by_its_code(database: Database, code: str, busy: bool, away: bool) -> None:
+    """As both drivers give it."""
+    with pytest.raises(DBAPIError) as caught:
+        await database.do(text(f"DO $$ BEGIN RAISE EXCEPTION 'so it is' USING ERRCODE = '{code}'; END $$"))
+
+    assert (busy, away) == (is_busy(caught.value), is_away(caught.value))
 
 
 @pytest.mark.one_driver
