@@ -251,6 +251,19 @@ def test_a_delayed_entry_that_cannot_be_read_is_set_aside(server: Any) -> None:
     assert {b"unreadable broken": b"3:ab"} == server.client.hgetall(KEYS.delayed_entries)
 
 
+def test_a_clock_set_back_while_nothing_was_delayed_shortens_nothing(server: Any) -> None:
+    """What is delayed after that has a time of the new clock, whatever was noted before."""
+    [a, b] = held(server, "a", "b")
+    seconds, _ = server.client.time()
+    server.client.hset(KEYS.state, f"clock {KEYS.delayed}", seconds * 1000 + 600_000)
+    retried(server, a, delay=400_000)
+    retried(server, b, delay=900_000)
+
+    moved, wait, _ = server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, KEYS.state, args=(100,))
+    assert 0 == moved
+    assert 390_000 < wait <= 400_000
+
+
 def buried(server: Any, id: bytes, consumer: str = "me") -> object:
     return server.run(BURY, S, KEYS.dead, KEYS.state, args=("g", consumer, id, "settled", *WORDS, "dead-reason", "never"))
 
