@@ -22,7 +22,7 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
     * `entries`: an entry is kept this long, and longer while a group has not settled it: trimming never passes the unsettled.
     * `max_pin`: a group that has left entries unsettled for longer than this is reported, again and again.
     * `abandoned`: what happens to its entries then: ``"report"`` keeps them; ``"trim"`` removes them, and the group's audit shows the loss.
-    * `dead_letters`: a dead letter is kept this long. A day before the first of them goes, an alarm is logged.
+    * `dead_letters`: a dead letter is kept this long. At least a day before it goes, an alarm is logged (`alarm`).
     """
 
     entries: timedelta = timedelta(days=7)

@@ -45,8 +45,8 @@ def published(server: Any, *ids: str) -> list[bytes]:
 
 
 def joined(server: Any, start: str = "0", healing: int = 0) -> bytes:
-    reply: bytes = server.run(JOIN, S, KEYS.retry, KEYS.state, KEYS.added, args=("g", start, healing))
-    return reply
+    reply: list[bytes] = server.run(JOIN, S, KEYS.retry, KEYS.state, KEYS.added, args=("g", start, healing))
+    return reply[0]
 
 
 def held(server: Any, *ids: str, consumer: str = "me") -> list[bytes]:
@@ -544,6 +544,52 @@ def test_prune_raises_the_alarm_a_while_before_it_removes(server: Any) -> None:
     assert [1, 0, 1] == server.run(*call, args=(30 * DAY, DAY))
     assert [0, 0, 0] == server.run(*call, args=(30 * DAY, DAY))
     assert [b"young"] == [fields[b"id"] for _, fields in server.client.xrange(KEYS.dead)]
+
+
+def test_prune_removes_none_that_was_not_announced(server: Any) -> None:
+    """Also where new ones come all the time: those that came due after the alarm have an alarm of their own."""
+
+    def prune() -> object:
+        return server.run(PRUNE, KEYS.dead, KEYS.state, args=(30 * DAY, DAY))
+
+    server("XADD", KEYS.dead, "1000-0", "id", "first")
+    server("XADD", KEYS.dead, "1000-1", "id", "second")
+    assert [2, 1, 0] == prune()
+    server("XADD", KEYS.dead, "1000-2", "id", "third")
+    assert [3, 0, 0] == prune()
+    server.client.hincrby(KEYS.state, "alarm", -DAY)
+    assert [3, 0, 2] == prune()
+
+    assert [[1, 1, 0], [1, 0, 0]] == [prune(), prune()]
+    server.client.hincrby(KEYS.state, "alarm", -DAY)
+    assert [[1, 0, 1], [0, 0, 0]] == [prune(), prune()]
+    assert {} == server.client.hgetall(KEYS.state)
+
+
+def test_prune_announces_the_next_when_what_was_announced_is_gone(server: Any) -> None:
+    """Because it was requeued; or the alarm was raised by an earlier version, which did not note for which."""
+    call = (PRUNE, KEYS.dead, KEYS.state)
+    server.client.hset(KEYS.state, "alarm", 1)
+    server("XADD", KEYS.dead, "1000-0", "id", "first")
+    assert [1, 1, 0] == server.run(*call, args=(30 * DAY, DAY))
+    server("XADD", KEYS.dead, "1000-1", "id", "second")
+    server.client.xdel(KEYS.dead, "1000-0")
+
+    assert [1, 1, 0] == server.run(*call, args=(30 * DAY, DAY))
+
+
+def test_prune_keeps_what_was_announced_and_is_kept_for_longer_now(server: Any) -> None:
+    """The times may be changed at any time."""
+    seconds, _ = server.client.time()
+    old = seconds * 1000 - 30 * DAY
+    for id in (old - DAY, old + DAY // 2):
+        server("XADD", KEYS.dead, f"{id}-0", "id", "one")
+    assert [2, 1, 0] == server.run(PRUNE, KEYS.dead, KEYS.state, args=(30 * DAY, DAY))
+    server.client.hincrby(KEYS.state, "alarm", -DAY)
+
+    assert [2, 0, 1] == server.run(PRUNE, KEYS.dead, KEYS.state, args=(30 * DAY, DAY))
+    assert [0, 0, 0] == server.run(PRUNE, KEYS.dead, KEYS.state, args=(60 * DAY, DAY))
+    assert 1 == server.client.xlen(KEYS.dead)
 
 
 def audit(server: Any, interval: int = 0) -> Any:
