@@ -25,8 +25,9 @@ from typing import Any, Final
 
 import anyio
 import anyio.abc
+import anyio.lowlevel
 import msgspec
-from sqlalchemy import ColumnElement, Row, Select, bindparam, func, null, or_, select, update
+from sqlalchemy import ColumnElement, Row, Select, bindparam, func, literal, null, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from eventbus.envelope import Envelope
@@ -48,6 +49,8 @@ LEASE: Final = 10.0
 LOOK_EVERY: Final = 1.0
 """Seconds between two looks at which run of the server answers."""
 PRUNE_EVERY: Final = 60.0
+LEASED_EVERY: Final = 0.2
+"""Seconds between two looks of a drain at whether another relay still has a stream."""
 AT_ONCE_BYTES: Final = 4 << 20
 """Bytes of payloads in a batch: the one that exceeds it is the last."""
 REST: Final = 30.0
@@ -125,13 +128,13 @@ class Relay:
     async def drain(self) -> int:
         """Send everything that waits, due or not, once; how many messages that was. What fails is raised.
 
-        For tests, and for a job that runs from time to time. What another relay is sending just now is left to it.
+        For tests, and for a job that runs from time to time. A stream that another relay is at is waited for, until its lease runs out if
+        that relay has died. One that it has for longer than a lease, since it goes on sending, is left to it.
         """
         run = _Run(self, everything=True)
         with expecting(self.tables):
             await run.server.look()
-        while await run.send():
-            pass
+        await run.drain()
 
         return run.sent
 
@@ -199,6 +202,7 @@ class _Run:
         look_at = prune_at = 0.0
         ready = False
         while True:
+            await anyio.lowlevel.checkpoint()  # all else may be shielded
             self._woken.clear()
             try:
                 if not ready:
@@ -208,19 +212,41 @@ class _Run:
                 if time.monotonic() >= look_at:
                     self.restored += await self.server.look()
                     look_at = time.monotonic() + LOOK_EVERY
-                sent = await self.send()
+                sent, removed = await self.send(), 0
                 if time.monotonic() >= prune_at:
-                    self.removed += await prune(self.database, relay.tables, keep=relay.keep, remember=relay.remember)
-                    prune_at = time.monotonic() + PRUNE_EVERY * random.uniform(0.8, 1.2)
+                    removed = await prune(self.database, relay.tables, keep=relay.keep, remember=relay.remember)
+                    self.removed += removed
+                    if not removed:
+                        prune_at = time.monotonic() + PRUNE_EVERY * random.uniform(0.8, 1.2)
             except Exception as exc:
                 if not _passes(exc):
                     raise
                 await self._gate.wait(exc, quiet=is_busy(exc) and not self._gate.failures)
             else:
                 self._gate.passed()
-                if not sent:
+                if not sent and not removed:
                     with suppress(TimeoutError):
                         await asyncio.wait_for(self._woken.wait(), relay.poll)
+
+    # -------------------------------------------------------------------------------------------------------------- drain
+
+    async def drain(self) -> None:
+        """Send until nothing waits, or nothing could be sent for as long as a lease lasts: what waits then is another relay's."""
+        until = time.monotonic() + LEASE
+        while True:
+            await anyio.lowlevel.checkpoint()  # all else may be shielded
+            begun = time.monotonic()
+            if await self.send():
+                until = time.monotonic() + LEASE
+            elif begun > until or not await self._waits():
+                return
+            else:
+                await asyncio.sleep(LEASED_EVERY)
+
+    async def _waits(self) -> bool:
+        """Whether something is to be sent, be it on a stream that another relay is at."""
+        async with self.database.transaction() as connection:
+            return (await connection.execute(select(literal(1)).where(self._due).limit(1))).first() is not None
 
     # --------------------------------------------------------------------------------------------------------------- send
 

@@ -9,11 +9,13 @@ import anyio
 import msgspec
 import pytest
 import redis
+from sqlalchemy import insert
 from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 
 from eventbus import Event, Metadata, UnitOfWork
 from eventbus.redis import RedisTransport
 from eventbus.sqlalchemy import TABLES, SqlMessageStore
+from eventbus.sqlalchemy.schema import from_now
 from eventbus.testing import wait_until
 from eventbus.testing.servers import LiveServer
 from tests.cli.conftest import Command, Start
@@ -138,6 +140,21 @@ def test_a_second_signal_ends_at_once(start: Start, shop: Shop) -> None:
 def test_it_can_end_when_nothing_waits(eventbus: Command, shop: Shop, server: LiveServer) -> None:
     """For a job that runs from time to time. One place of two has what the other has not to send any more."""
     assert ["sent 10\n", "sent 0\n"] == [eventbus("relay", "shop:both", "--drain", "--url", server.url).stdout for _ in range(2)]
+    assert list(range(10)) == numbers(server)
+
+
+def test_the_end_waits_for_what_a_dead_relay_holds(eventbus: Command, shop: Shop, server: LiveServer, tmp_path: Path) -> None:
+    """Until its lease has run out: nothing is left when the job ends."""
+
+    async def hold() -> None:
+        engine = create_async_engine(f"sqlite+aiosqlite:///{tmp_path / 'shop.db'}")
+        async with engine.begin() as connection:
+            await connection.execute(insert(TABLES.streams).values(stream="relayed", relay="dead", until=from_now(4)))
+        await engine.dispose()
+
+    anyio.run(hold)
+
+    assert "sent 10\n" == eventbus("relay", "shop:sending", "--drain", SERVER_URL=server.url).stdout
     assert list(range(10)) == numbers(server)
 
 

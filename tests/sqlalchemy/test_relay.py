@@ -236,7 +236,7 @@ async def test_a_stream_that_another_relay_takes_meanwhile_is_left_to_it(
 
     monkeypatch.setattr(relay._Run, "_streams", look_and_be_overtaken)
 
-    assert 2 == await sending.drain()
+    assert 2 == await relay._Run(sending).send()
 
     assert [1, 3] == transport.numbers
     assert [("a", "another")] == await leases(database)
@@ -269,7 +269,7 @@ async def test_a_relay_does_not_wait_for_another_that_is_taking_a_stream(databas
     async with database.engine.connect() as other:
         await other.execute(update(TABLES.streams).where(STREAMS.stream == "a").values(until=from_now(60)))
         with anyio.fail_after(5):
-            assert 2 == await sending.drain()
+            assert 2 == await relay._Run(sending).send()
         assert [0, 1, 1, 3] == transport.numbers
         await other.rollback()
 
@@ -304,6 +304,59 @@ async def test_a_relay_that_is_told_to_stop_finishes_its_batch(database: Databas
     assert [0, 1, 2] == transport.numbers
     assert 0 == await left(database)
     assert [] == await leases(database)
+
+
+@pytest.mark.one_driver
+@pytest.mark.parametrize("verb", ["run", "drain"])
+async def test_a_relay_that_is_told_to_stop_leaves_the_rest(database: Database, transport: Recorder, verb: str) -> None:
+    """However much waits: it ends after the batch under way."""
+    await put(database, range(100))
+    transport.hold = 0.02
+
+    with anyio.move_on_after(0.3):
+        await getattr(Relay(database.engine, transport, batch=1), verb)()
+
+    assert 0 < len(transport.numbers) < 100
+    assert 100 - len(transport.numbers) == await left(database)
+    assert [] == await leases(database)
+
+
+@pytest.mark.one_driver
+@pytest.mark.parametrize("released", [False, True], ids=["run out", "released"])
+async def test_a_drain_waits_for_what_another_relay_is_at(database: Database, transport: Recorder, released: bool) -> None:
+    """For a lease to run out, if that relay has died, or to be given back with something left."""
+    await put(database, range(4), ("a", "b"))
+    await database.do(insert(TABLES.streams).values(stream="a", relay="another", until=from_now(9 if released else 0.6)))
+    counts: list[int] = []
+
+    async def drain() -> None:
+        counts.append(await Relay(database.engine, transport).drain())
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(drain)
+        await wait_until(lambda: [1, 3] == transport.numbers, description="the free stream was sent")
+        if released:
+            await database.do(update(TABLES.streams).values(until=from_now()))
+        with anyio.fail_after(5):
+            while not counts:
+                await anyio.sleep(0.01)
+
+    assert [4] == counts
+    assert [1, 3, 0, 2] == transport.numbers
+
+
+async def test_a_drain_leaves_a_stream_to_a_relay_that_goes_on(
+    database: Database, transport: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever has it for longer than a lease lives, and sends it."""
+    monkeypatch.setattr(relay, "LEASE", 0.5)
+    await put(database, range(2), ("a",))
+    await database.do(insert(TABLES.streams).values(stream="a", relay="another", until=from_now(60)))
+
+    with anyio.fail_after(5):
+        assert 0 == await Relay(database.engine, transport).drain()
+
+    assert 2 == await left(database)
 
 
 # ----------------------------------------------------------------------------------------------------------- being woken
@@ -570,6 +623,27 @@ async def test_many_old_rows_are_removed_in_steps(
         tasks.cancel_scope.cancel()
 
     assert [] == await database.rows(select(MESSAGES.id))
+
+
+@pytest.mark.one_driver
+async def test_the_removal_of_old_rows_holds_nothing_up(
+    database: Database, transport: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many they are: what becomes due is sent between two steps, and a relay that is told to stop leaves the rest."""
+    monkeypatch.setattr("eventbus.sqlalchemy.retention.AT_ONCE", 1)
+    old = [{"group": "g", "envelope_id": f"{number}"} for number in range(1000)]
+    async with database.engine.begin() as connection:
+        await connection.execute(insert(TABLES.inbox).values(handled_at=from_now(-8 * 86400.0)), old)
+    await leave(database, Numbered(1), relay_after=0.3)
+    removing = Relay(database.engine, transport)
+
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(removing.run)
+        await wait_until(lambda: [1] == transport.numbers, description="it was sent")
+        assert 0 < removing.statistics().removed < 1000
+        tasks.cancel_scope.cancel()
+
+    assert [] != await database.rows(select(INBOX.envelope_id))
 
 
 async def test_a_range_is_published_once_more(database: Database, transport: Recorder) -> None:
