@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from datetime import timedelta
 from typing import Final, Literal
@@ -14,6 +15,9 @@ from eventbus.redis.link import Channel
 from eventbus.redis.scripts import PRUNE, TRIM
 
 logger: Final = logging.getLogger("eventbus.redis")
+
+PAUSE: Final = 0.005
+"""Seconds between two steps of a trim. A step takes the server as long at the most, so others have half of its time at the least."""
 
 
 class Retention(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,10 +43,12 @@ class Retention(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def trim(channel: Channel, stream: str, retention: Retention) -> int:
-    """Remove what is old and settled by every group; how many entries went."""
-    removed, bound, *pins = await channel.run(
-        TRIM.call(stream, args=(_ms(retention.entries), _ms(retention.max_pin), retention.abandoned))
-    )
+    """Remove what is old and settled by every group; how many entries went.
+
+    In steps of about 10,000 entries, with a pause between them, so that nobody else waits for long.
+    """
+    times = _ms(retention.entries), _ms(retention.max_pin)
+    removed, bound, *pins = await channel.run(TRIM.call(stream, args=(*times, retention.abandoned, "")))
     for group, id in zip(pins[::2], pins[1::2], strict=True):
         logger.error(
             "%s: the group %s has not settled %s for longer than %s, and %s; run its subscribers, or destroy it with "
@@ -50,10 +56,15 @@ async def trim(channel: Channel, stream: str, retention: Retention) -> int:
             stream, group.decode(), id.decode(), retention.max_pin,
             "keeps everything after it" if retention.abandoned == "report" else "loses it", stream, group.decode(),
         )  # fmt: skip
-    if removed:
-        logger.debug("%s: %d entries before %s were removed", stream, removed, bound.decode())
+    total = step = int(removed)
+    while step:
+        await asyncio.sleep(PAUSE)
+        step, *_ = await channel.run(TRIM.call(stream, args=(*times, retention.abandoned, bound)))
+        total += step
+    if total:
+        logger.debug("%s: %d entries before %s were removed", stream, total, bound.decode())
 
-    return int(removed)
+    return total
 
 
 async def prune(channel: Channel, keys: Keys, retention: Retention) -> int:

@@ -1,10 +1,12 @@
 """Each script against a real server: what it promises, for the right owner and the wrong one, once and twice, and when memory is full."""
 
+import asyncio
 from typing import Any
 
 import pytest
 import redis
 
+from eventbus.redis import RedisTransport
 from eventbus.redis.keys import Keys
 from eventbus.redis.scripts import (
     ACK,
@@ -529,6 +531,59 @@ def test_trim_reports_a_group_that_pins_the_stream(server: Any) -> None:
     assert 1 == server.client.xlen(S)
     assert 1 == trim(server, policy="trim")[0]
     assert 0 == server.client.xlen(S)
+
+
+ADD = "for n = 1, ARGV[1] do redis.call('XADD', KEYS[1], n .. '-0', 'payload', string.rep('x', ARGV[2])) end"
+
+
+@pytest.mark.parametrize("size", [10, 300, 1000, 5000])
+def test_trim_removes_so_many_in_a_step(server: Any, size: int) -> None:
+    """However many lie in a node; what is left is for the next step, which has no other bound."""
+    server("EVAL", ADD, 1, S, 21_000, size)
+    first, bound = trim(server)
+    server("XADD", S, bound, "id", "later")
+
+    second, *_ = server.run(TRIM, S, args=(0, DAY, "report", bound))
+    assert 9_900 <= first <= 10_100
+    assert 9_900 <= second <= 10_100
+    assert 21_000 - first - second == server.run(TRIM, S, args=(-DAY, DAY, "report", bound))[0]
+    assert [0, bound] == server.run(TRIM, S, args=(-DAY, DAY, "report", bound))
+    assert 1 == server.client.xlen(S)
+
+
+def test_trim_takes_its_time_with_a_node_that_is_larger_than_a_step(server: Any) -> None:
+    """A server may be told to make nodes of any size."""
+    limits = {f"stream-node-max-{what}": server.client.config_get(f"stream-node-max-{what}") for what in ("entries", "bytes")}
+    try:
+        server("CONFIG", "SET", "stream-node-max-entries", 0)
+        server("CONFIG", "SET", "stream-node-max-bytes", 0)
+        server("EVAL", ADD, 1, S, 10_500, 10)
+    finally:
+        for found in limits.values():
+            [(name, value)] = found.items()
+            server("CONFIG", "SET", name, value)
+
+    assert [100, 100] == [trim(server)[0] for _ in range(2)]
+    assert 10_300 == server.client.xlen(S)
+
+
+async def test_a_trim_goes_on_until_all_that_is_old_is_gone(live: RedisTransport, server: Any) -> None:
+    """Or a busy stream would grow for ever. Others are served between two steps, and what is added meanwhile is left."""
+    server("EVAL", ADD, 1, S, 35_000, 10)
+    server("XADD", S, "*", "id", "young")
+    served = 0
+
+    async def others() -> None:
+        nonlocal served
+        while True:
+            await live.backlog(S, "g")
+            served += 1
+
+    asking = asyncio.ensure_future(others())
+    assert 35_000 == await live.trim(S)
+    asking.cancel()
+    assert served >= 3
+    assert [b"young"] == [fields[b"id"] for _, fields in server.client.xrange(S)]
 
 
 def test_prune_raises_the_alarm_a_while_before_it_removes(server: Any) -> None:

@@ -1,8 +1,9 @@
 -- trim: removes what every group has settled and what is older than the retention; never past the unsettled.
 -- Promises: looking and removing are one step. A group that pins the stream for longer than `max pin` is reported; only with the policy
---   'trim' is it passed over, and what it loses is then counted by its audit. Removes at most 10,000 entries and the rest of a node.
+--   'trim' is it passed over, and what it loses is then counted by its audit. Removes at most 10,000 entries and the rest of a node:
+--   what is left is removed by the next calls, which are given the bound of the first, so that there is an end.
 -- KEYS     stream
--- ARGV     retention in ms, max pin in ms, 'report' or 'trim'
+-- ARGV     retention in ms, max pin in ms, 'report' or 'trim', the bound of the call that this one goes on with or ''
 -- Replies  {how many were removed, the bound, then per group that pins: its name, the id it pins}
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0, ''} end
 local function parts(id) return string.match(id, '^(%d+)-(%d+)$') end
@@ -20,7 +21,7 @@ local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local old = string.format('%.0f', math.max(0, now - tonumber(ARGV[1]))) .. '-0'
 local pinned = string.format('%.0f', math.max(0, now - tonumber(ARGV[2]))) .. '-0'
-local bound, pins = old, {}
+local bound, pins = ARGV[4] ~= '' and ARGV[4] or old, {}
 for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local g = {}
   for i = 1, #flat, 2 do g[flat[i]] = flat[i + 1] end
@@ -35,5 +36,8 @@ for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   end
 end
 local n = redis.call('XTRIM', KEYS[1], 'MINID', '~', bound, 'LIMIT', 10000)
-if n < 10000 then n = n + redis.call('XTRIM', KEYS[1], 'MINID', '=', bound) end
+if n <= 9900 then -- not stopped by its limit: what is left lies in one node, of a hundred entries unless the server was told otherwise
+  local rest = redis.call('XRANGE', KEYS[1], '-', bound, 'COUNT', 101)
+  n = n + redis.call('XTRIM', KEYS[1], 'MINID', '=', rest[101] and rest[101][1] or bound)
+end
 return {n, bound, unpack(pins)}
