@@ -489,7 +489,7 @@ def _same(sent: Any, back: Any) -> bool:
     if sent == back:
         return True
     if isinstance(sent, datetime) and isinstance(back, datetime):
-        return _told(sent) == _told(back)
+        return bool(_told(sent) == _told(back))
     if type(sent) is not type(back):
         return False
     if isinstance(sent, set | frozenset):

@@ -12,6 +12,7 @@ ack, retry or bury. Nothing is acked before its unit of work committed, and noth
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -45,6 +46,12 @@ READ_AHEAD = 200
 READ_AHEAD_SECONDS = 0.1
 """What waits is what can start within this time at the present rate."""
 READ_AHEAD_BYTES = 8 << 20
+
+# A server that does not answer when we leave: grace, these, and the last words of the subscription are within the 30 s of Kubernetes.
+SETTLE_WITHIN = 0.5
+"""Seconds after the grace for verdicts that are under way."""
+RELEASE_WITHIN = 1.0
+"""Seconds to give back what was not started."""
 
 
 class Ack(msgspec.Struct, frozen=True):
@@ -246,6 +253,9 @@ class _Run:
         self.idle: list[anyio.Event] = []
         """Of the workers that have nothing to do: the event that calls one of them to look at what waits."""
         self.closed = False
+        self.settling: set[anyio.CancelScope] = set()
+        self.settled_by = math.inf
+        """When what the server has not taken is left to its lease: soon after the grace, once that has begun."""
         self.types = {name.encode(): message_type for name, message_type in subscriber.bus.types().items()}
         self.names = {split_type(name)[0] for name in subscriber.bus.types()}
         self.decoders: dict[bytes, Callable[[bytes], Message]] = {}
@@ -286,8 +296,13 @@ class _Run:
                 workers.cancel_scope.deadline = min(workers.cancel_scope.deadline, anyio.current_time() + self.subscriber.grace)
         finally:
             self._take_back()
-            with anyio.CancelScope(shield=True):
+            with anyio.move_on_after(RELEASE_WITHIN, shield=True) as scope:
                 await subscription.release(self.left)
+            if scope.cancelled_caught:
+                logger.warning(
+                    "%s: %d deliveries could not be given back, their lease runs out instead: no answer within %g s",
+                    f"{'+'.join(self.subscriber.streams)}/{self.subscriber.group}", len(self.left), RELEASE_WITHIN,
+                )  # fmt: skip
 
     def lose(self, delivery: Delivery) -> None:
         """Another consumer has taken this over: cancel its handler; its outcome is discarded."""
@@ -308,6 +323,9 @@ class _Run:
         await self.stopping.wait()
         # From now on, however long a server keeps the reader waiting.
         working.deadline = anyio.current_time() + self.subscriber.grace
+        self.settled_by = working.deadline + SETTLE_WITHIN
+        for scope in self.settling:
+            scope.deadline = self.settled_by
         subscription.stop()
         self.room.set()
 
@@ -521,7 +539,8 @@ class _Run:
         except Exception as exc:
             logger.error("%s: the retry policy failed, so it is retried in 60 s: %r", _title(delivery), exc, exc_info=exc)
             decided = Again(60.0, error)
-        with anyio.CancelScope(shield=True):
+        with anyio.CancelScope(shield=True, deadline=self.settled_by) as scope:
+            self.settling.add(scope)
             match decided:
                 case Again(after=after):
                     logger.warning(
@@ -539,6 +558,9 @@ class _Run:
                     self.buried += settled
                 case Ack():
                     pass  # not for an error
+        self.settling.discard(scope)
+        if scope.cancelled_caught:
+            logger.warning("%s: the server did not answer before the grace was over: this is delivered again", _title(delivery))
 
 
 def _cancellations() -> Callable[[], int]:

@@ -49,7 +49,7 @@ class OverRedis(TransportContract):
 
     async def thaw(self, subscription: Any) -> None:
         del subscription._renew
-        subscription._beat.set()
+        subscription._renew_soon()
 
 
 class TestFakeRedis(OverRedis):

@@ -66,11 +66,7 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
     if not numbers:
         return None
     added, base, settled, vanished, pending, delivered, last, first, checkpoint = numbers
-    unread, after = 0, delivered.decode()
-    while after:
-        counted, stopped = await channel.run(COUNT.call(keys.stream, args=(after, last, _PAGE)))
-        unread += counted
-        after = stopped.decode()
+    unread = await count(channel, keys.stream, delivered.decode(), last)
 
     return Audit(
         stream=keys.stream,
@@ -84,6 +80,17 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
         after=checkpoint.decode() or "0-0",
         before=first.decode() if first and _later(first, checkpoint) else last.decode(),
     )
+
+
+async def count(channel: Channel, stream: str, after: str, upto: str) -> int:
+    """How many entries lie behind that id, up to this one; in pages, so that the server does other things meanwhile."""
+    total = 0
+    while after:
+        counted, stopped = await channel.run(COUNT.call(stream, args=(after, upto, _PAGE)))
+        total += counted
+        after = stopped.decode()
+
+    return total
 
 
 def _later(id: bytes, other: bytes) -> bool:

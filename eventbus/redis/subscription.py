@@ -25,7 +25,7 @@ import anyio
 from eventbus.errors import Full, TransportError, Unavailable, only_one
 from eventbus.gate import Gate
 from eventbus.redis.acks import PER_CALL, Acks, counter
-from eventbus.redis.audit import audit
+from eventbus.redis.audit import audit, count
 from eventbus.redis.dead_letters import dead_letter_words
 from eventbus.redis.entries import delivery_of, retried_entry
 from eventbus.redis.keys import Keys
@@ -48,8 +48,12 @@ AUDIT_SHARE: Final = 0.01
 """Part of its time that a consumer spends on audits at the most: they count what is unread, and take long while that is much."""
 DEAD_AFTER: Final = 600.0
 """Seconds of silence after which a consumer that holds nothing is removed."""
-LEAVE_WITHIN: Final = 5.0
+MOST_UNSETTLED: Final = 10_000
+"""Deliveries that wait for the server to take their verdict, at the most; then nothing more is read until it does."""
+LEAVE_WITHIN: Final = 3.0
 """Seconds for the last words to the server when we leave."""
+
+_PLACES: Final = {"checkpoint": "its checkpoint", "start": "where it was when we joined", "beginning": "the beginning"}
 
 Key = tuple[str, str]
 """Where a delivery is pending: its source and its id there."""
@@ -84,6 +88,12 @@ class RedisSubscription:
         self._flushing: asyncio.Task[None] | None = None
         self._ready: deque[Delivery] = deque()
         self._own: dict[str, str] = {}
+        """Sources to be read again for what is pending for us, each behind this id."""
+        self._sweeping = False
+        self._began: dict[str, str] = {}
+        """Where our group was on each stream when we joined it."""
+        self._doubtful = False
+        """Whether a sweep had no answer, so that what is pending for us may be what a dead process held."""
         self._cursors: dict[str, str] = dict.fromkeys(self._sources, "0-0")
         self._answered = time.monotonic()
         self._sweep_at = 0.0
@@ -93,7 +103,9 @@ class RedisSubscription:
         self._tidy_at = time.monotonic() + TIDY_EVERY * random.random()
         self._audited: dict[str, int] = {}
         self._audit_every: dict[str, float] = {}
-        self._beat = asyncio.Event()
+        self._woken = asyncio.Event()
+        """Set when the task that keeps the leases has something to do at once."""
+        self._to_renew = False
         self._asides: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -113,6 +125,7 @@ class RedisSubscription:
                 pass
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(subscription._keep)
+                tasks.start_soon(subscription._keep_tidy)
                 try:
                     yield subscription
                 finally:
@@ -133,6 +146,10 @@ class RedisSubscription:
                 raise self._broken
             if self._abandoned:
                 await asyncio.Event().wait()
+            if len(self._unsettled) >= MOST_UNSETTLED:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(self._stopped.wait(), 0.1)
+                continue
             try:
                 found = await self._receive(limit)
             except Unavailable as exc:
@@ -140,6 +157,7 @@ class RedisSubscription:
                 if self._abandoned:
                     continue
                 self._own = dict.fromkeys(self._sources, "0")
+                self._doubtful, self._sweeping = self._doubtful or self._sweeping, False
                 self._let_others_renew()
                 if group_is_gone(exc):
                     await self._heal(exc)
@@ -291,11 +309,15 @@ class RedisSubscription:
         if now - self._answered > self._request.lease / 3:
             self._sweep_at = max(self._sweep_at, now + self._request.lease / 2)
             self._to_sweep.clear()
-        self._beat.set()
+        self._renew_soon()
 
     async def _read_own(self, limit: int) -> list[Delivery]:
-        """What is pending for us and not in hand: after a failure, what was on its way to us when it happened."""
-        for source, after in list(self._own.items()):
+        """What is pending for us and not in hand: after a failure, what was on its way to us when it happened.
+
+        After one of a sweep it may be what a dead process held. Nobody knows which of it, so all of it is suspect.
+        """
+        while self._own:
+            source, after = next(iter(self._own.items()))
             reply = await self._reader.run(
                 ("XREADGROUP", "GROUP", self._request.group, self.consumer, "COUNT", 100, "STREAMS", source, after)
             )
@@ -313,10 +335,11 @@ class RedisSubscription:
                 if (source, text) not in self._held and text not in done and fields:
                     if len(found) == limit:
                         break
-                    found.append(self._hold(source, id, fields))
+                    found.append(self._hold(source, id, fields, suspect=self._doubtful))
                 self._own[source] = text
             if found:
                 return found
+        self._doubtful = False
 
         return []
 
@@ -342,6 +365,7 @@ class RedisSubscription:
             source = self._to_sweep[0]
             keys = self._sources[source]
             while True:
+                self._sweeping = True
                 page = await self._reader.run(
                     SWEEP.call(
                         source, keys.state,
@@ -351,6 +375,7 @@ class RedisSubscription:
                         ),
                     )
                 )  # fmt: skip
+                self._sweeping = False
                 cursor, claimed, vanished, back = page
                 self._cursors[source] = cursor.decode()
                 if back:
@@ -477,7 +502,9 @@ class RedisSubscription:
                 starts = checked(reply, self._endpoint)
                 break
             except (Unavailable, Full) as exc:
-                if self._stopped.is_set() or delivery.lost:
+                if self._stopped.is_set():  # not counted, and so not started; given back when we leave
+                    delivery.lost = True
+                if delivery.lost:
                     return False
                 await self._gate.wait(exc, self._stopped)
         if starts == 0:  # held no longer, or it would be renewed and never handled, should a sweep bring it back to us
@@ -534,12 +561,18 @@ class RedisSubscription:
         try:
             reply = await self._control.run(command)
         except (Unavailable, Full) as exc:
-            if key in self._held:
-                self._unsettled[key] = command
-                self._beat.set()
-                logger.warning("%s: %s is not settled yet: %s", self._gate.title, delivery.source_id, exc)
-                return True
-            return False
+            if key not in self._held:
+                return False
+            level = (
+                logging.DEBUG if self._unsettled else logging.WARNING
+            )  # said of the first, or a full server would fill the log
+            self._unsettled[key] = command
+            if isinstance(exc, Full):
+                self._woken.set()
+            else:
+                self._renew_soon()
+            logger.log(level, "%s: %s is not settled yet: %s", self._gate.title, delivery.source_id, exc)
+            return True
         self._held.pop(key, None)
 
         return bool(reply)
@@ -557,7 +590,7 @@ class RedisSubscription:
             while self._acks:
                 await self._call_behind_acks(self._control)
         except (Unavailable, Full) as exc:
-            await self._gate.wait(exc)
+            await self._gate.wait(exc, at_most=self._patience)
             self._flush_timer = asyncio.get_running_loop().call_soon(self._flush_soon)  # once this task has ended
         except TransportError as exc:
             self._broken = exc
@@ -568,34 +601,56 @@ class RedisSubscription:
     # ------------------------------------------------------------------------------------------------------------ keep
 
     async def _keep(self) -> None:
-        """Renew the leases, settle what could not be settled, and remove dead consumers."""
+        """Renew the leases, and settle what could not be settled."""
         beat = self._request.lease / 3
         next_beat = time.monotonic() + beat
         while True:
             await self._pause(min(next_beat - time.monotonic(), 0.5 if self._unsettled else beat))
             if self._abandoned:
                 return
-            now = time.monotonic()
             try:
-                if now >= next_beat or self._beat.is_set():
-                    self._beat.clear()
+                if time.monotonic() >= next_beat or self._to_renew:
+                    self._to_renew = False
                     await self._renew()
                     next_beat = time.monotonic() + beat
                 if self._unsettled:
                     await self._settle_again()
-                if now >= self._tidy_at:
-                    await self._tidy()
             except Full:
                 pass  # tried again after the pause: waiting longer would cost the leases, which can be renewed without memory
             except Unavailable as exc:
-                if not group_is_gone(exc):
-                    await self._gate.wait(exc)
-                next_beat = time.monotonic() + beat / 2
+                if group_is_gone(exc):
+                    next_beat = time.monotonic() + beat / 2
+                else:
+                    await self._gate.wait(exc, at_most=self._patience)
+                    next_beat = time.monotonic()
 
     async def _pause(self, seconds: float) -> None:
-        """So long, or until the leases are to be renewed at once."""
+        """So long, or until something is to be done at once."""
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._beat.wait(), max(0.0, seconds))
+            await asyncio.wait_for(self._woken.wait(), max(0.0, seconds))
+        self._woken.clear()
+
+    def _renew_soon(self) -> None:
+        self._to_renew = True
+        self._woken.set()
+
+    @property
+    def _patience(self) -> float:
+        """Seconds between two attempts to reach the server at the most, for who has leases that run out meanwhile."""
+        return max(1.0, self._request.lease / 4)
+
+    async def _keep_tidy(self) -> None:
+        """Do the janitor's round about once a minute. It takes long where there is much to do, and no lease waits for it."""
+        while not self._abandoned:
+            await asyncio.sleep(max(0.0, self._tidy_at - time.monotonic()))
+            self._tidy_at = time.monotonic() + TIDY_EVERY * random.uniform(0.8, 1.2)
+            try:
+                await self._tidy()
+            except Full as exc:
+                logger.warning("%s: the janitor's round waits for the next minute: %s", self._gate.title, exc)
+            except Unavailable as exc:
+                if not group_is_gone(exc):
+                    await self._gate.wait(exc)
 
     async def _renew(self) -> None:
         by_source: dict[str, list[str]] = {}
@@ -645,7 +700,6 @@ class RedisSubscription:
 
     async def _tidy(self) -> None:
         """The janitor's round: dead consumers, old entries, old dead letters, and whether the numbers add up."""
-        self._tidy_at = time.monotonic() + TIDY_EVERY * random.uniform(0.8, 1.2)
         for source in self._sources:
             await self._control.run(REAP.call(source, args=(self._request.group, int(DEAD_AFTER * 1000), self.consumer)))
         for keys in self._keys:
@@ -678,27 +732,39 @@ class RedisSubscription:
     # ---------------------------------------------------------------------------------------------------------- groups
 
     async def _make_groups(self, *, healing: bool) -> None:
-        start = start_position(self._request.start)
-        args = (self._request.group, start, int(healing))
-        replies = await self._control.call(
-            *(JOIN.call(keys.stream, keys.retry, keys.state, keys.added, args=args) for keys in self._keys)
-        )
-        for keys, reply in zip(self._keys, replies, strict=True):
-            made = checked(reply, self._endpoint)
-            if made and (healing or made != b"start"):
+        for keys in self._keys:
+            start = self._began.get(keys.stream) or start_position(self._request.start)
+            where, id = await self._make_group(keys, start, healing=healing)
+            self._began[keys.stream] = id
+            if where and (healing or where != "start"):
                 logger.error(
                     "%s: the group was gone from %s and begins again at %s; what the server lost with it is lost",
-                    self._gate.title, keys.stream, "its checkpoint" if made == b"checkpoint" else "the beginning",
+                    self._gate.title, keys.stream, _PLACES[where],
                 )  # fmt: skip
+
+    async def _make_group(self, keys: Keys, start: str, *, healing: bool) -> tuple[str, str]:
+        """Where it was made, and the id there. What a long stream has before it is counted in pages, or the server would stand still."""
+        counted: tuple[int, str, str] | tuple[()] = ()
+        while True:
+            args = (self._request.group, start, int(healing), *counted)
+            reply = await self._control.run(JOIN.call(keys.stream, keys.retry, keys.state, keys.added, args=args))
+            where, *rest = [text.decode() for text in reply]
+            if where != "count":
+                return where, rest[0]
+            after, upto, first = rest
+            before = counted[0] if counted and counted[1] == after else 0
+            counted = before + await count(self._control, keys.stream, after, upto), upto, first
 
     async def _made_groups(self) -> bool:
         """Whether the groups are there; False after a wait if the server is not."""
         try:
             await self._make_groups(healing=False)
         except (Unavailable, Full) as exc:
+            self._answered = -math.inf  # who knows since when it is away
             await self._gate.wait(exc, self._stopped)
             return False
         self._gate.passed()
+        self._let_others_renew()
 
         return True
 

@@ -121,7 +121,7 @@ def plain_xadd() -> None:
 def group_recreated_at_its_end() -> None:
     """What was published and not read when the group was lost is skipped."""
     at_the_end = "if ARGV[3] == '1' then where, start = 'checkpoint', '$'"
-    _replace(scripts.JOIN, ("if checkpoint and stream then", f"{at_the_end} elseif checkpoint and stream then"))
+    _replace(scripts.JOIN, ("if checkpoint and last and", f"{at_the_end} elseif checkpoint and last and"))
 
 
 @variant
