@@ -31,7 +31,8 @@ class Publisher:
     """Adds envelopes to their streams.
 
     While a batch is under way, what other tasks publish waits and goes together in the next. There is no task of its own: the first of
-    those that wait sends for all. A call whose reply was lost is asked again, for up to `patience` seconds: the script adds nothing twice.
+    those that wait sends for all. A call whose reply was lost is asked again, for up to `patience` seconds after that: the script adds nothing
+    twice.
 
     A server that was killed, or replaced by a replica that lagged, may have lost what it was given last. So each new connection is asked
     for the last entry of ours, and if that is not there an error is logged.
@@ -127,13 +128,13 @@ class Publisher:
         for job in jobs:
             for index, stream in enumerate(job.streams):
                 streams.setdefault(stream, []).append((job, index))
-        replies, sent = await self._ask([_command(stream, parts) for stream, parts in streams.items()])
-        for (stream, parts), reply in zip(streams.items(), replies, strict=True):
+        answers = await self._ask([_command(stream, parts) for stream, parts in streams.items()])
+        for (stream, parts), (reply, lost) in zip(streams.items(), answers, strict=True):
             if isinstance(reply, Exception):
                 error = translate(reply, f"publishing to {stream!r}")
                 if error is not reply:
                     error.__cause__ = reply
-                unknown = sent and isinstance(error, Unavailable)
+                unknown = lost and isinstance(error, Unavailable)
                 for job, index in parts:
                     job.failures.append((index, error, unknown))
             else:
@@ -143,20 +144,28 @@ class Publisher:
         for job in jobs:
             job.done = True
 
-    async def _ask(self, commands: list[tuple[Any, ...]]) -> tuple[list[Any], bool]:
-        """The replies, or errors in their place, and whether something may have been carried out whose reply was lost."""
-        until, delay, sent = time.monotonic() + self._patience, 0.05, False
+    async def _ask(self, commands: list[tuple[Any, ...]]) -> list[tuple[Any, bool]]:
+        """For each command the reply, or the error in its place, and whether a reply was lost: then it may have been carried out.
+
+        Those that the server could not answer are asked again, once at the least.
+        """
+        answers: list[tuple[Any, bool]] = [(None, False)] * len(commands)
+        left: Sequence[int] = range(len(commands))
+        until: float | None = None
+        delay = 0.05
         while True:
-            replies: list[Any]
             try:
-                replies = await self._channel.call(*commands)
+                replies, lost = await self._channel.call(*[commands[index] for index in left]), False
                 await self._look_back()
             except TransportError as exc:
-                sent = sent or self._channel.sent
-                replies = [exc] * len(commands)
-            errors = [translate(reply, "the server said") for reply in replies if isinstance(reply, Exception)]
-            if not any(isinstance(error, Unavailable) for error in errors) or time.monotonic() + delay > until:
-                return replies, sent
+                replies, lost = [exc] * len(left), self._channel.sent
+            for index, reply in zip(left, replies, strict=True):
+                answers[index] = reply, lost or answers[index][1]
+            left = [index for index in left if _is_unavailable(answers[index][0])]
+            now = time.monotonic()
+            if not left or (until is not None and now + delay > until):
+                return answers
+            until = until or now + self._patience
             await asyncio.sleep(delay * (0.5 + random.random() / 2))
             delay = min(delay * 2, 1.0)
 
@@ -175,7 +184,7 @@ class Publisher:
                 )
             except TransportError:
                 return
-            if any(isinstance(translate(reply, ""), Unavailable) for reply in replies if isinstance(reply, Exception)):
+            if any(map(_is_unavailable, replies)):
                 return  # it is loading its data, or waits for its master: it is asked again
             info, entry, oldest, before = replies
             if _is_forgotten(newest, info, entry, oldest):
@@ -209,6 +218,10 @@ class _Job:
         error.__cause__ = cause
 
         return error
+
+
+def _is_unavailable(reply: Any) -> bool:
+    return isinstance(reply, Exception) and isinstance(translate(reply, ""), Unavailable)
 
 
 def _is_forgotten(newest: str, info: Any, entry: Any, oldest: Any) -> bool:

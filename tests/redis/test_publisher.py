@@ -1,6 +1,7 @@
 """Publishing to a real server: in order, all or none, once, together, and what is said when it fails."""
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import Any
@@ -129,6 +130,39 @@ async def test_when_the_reply_is_lost_for_good_the_outcome_is_unknown(proxy: Fau
         await transport.publish(caught.value.envelopes)
 
     assert 1 == server.client.xlen(S)
+
+
+async def test_a_line_that_went_silent_is_given_up_and_the_call_made_again(
+    proxy: FaultProxy, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it took to notice: patience counts from then."""
+    async with RedisTransport(proxy.url, stream=S, patience=0.01) as transport:
+        channel = transport._publisher._channel
+        monkeypatch.setattr(channel, "call", functools.partial(channel.call, timeout=0.3))
+        await transport.publish([envelope()])
+        proxy.silence("publish", after=True)
+
+        await transport.publish([envelope()])
+
+    assert (1, 2, 2) == (proxy.faults, proxy.connections, server.client.xlen(S))
+
+
+async def test_only_the_streams_that_gave_no_answer_are_asked_again(proxy: FaultProxy, server: Any) -> None:
+    """And what has come is known: when the line is lost after that, the error is about the others."""
+    known, other = envelope(stream="a"), envelope(stream="b")
+    async with RedisTransport(proxy.url, stream=S, patience=0.2) as transport:
+        await transport.publish([known])
+        before = proxy.commands["publish"]
+        server("REPLICAOF", "127.0.0.1", "1")  # what it knows it can tell, and it adds nothing
+        try:
+            proxy.cut("publish", after=True, skip=2, times=100)
+            with pytest.raises(PublishError) as caught:
+                await transport.publish([known, other])
+        finally:
+            server("REPLICAOF", "NO", "ONE")
+
+    assert ("unknown", [other]) == (caught.value.outcome, list(caught.value.envelopes))
+    assert 2 + proxy.faults == proxy.commands["publish"] - before
 
 
 async def test_a_full_server_refuses_all_of_a_batch(transport: RedisTransport, server: Any) -> None:
