@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 import time
 from collections import deque
@@ -35,18 +36,19 @@ class Exchange:
         self._endpoint = endpoint
         self._channel = Channel(endpoint)
         self._patience = patience
-        self._waiting: deque[tuple[Sequence[Any], asyncio.Future[tuple[Any, bool]]]] = deque()
+        self._waiting: deque[_Asked] = deque()
         self._sending: asyncio.Task[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def ask(self, command: Sequence[Any], *, writes: bool = False) -> Any:
+    async def ask(self, command: Sequence[Any], *, writes: bool = False, until: float = math.inf) -> Any:
         """The answer; the server's error translated. `Unanswered` when there is none.
 
         `writes`: it changes something, and an error that comes when an earlier answer was lost says nothing of that; `Unanswered` then too.
+        `until`: the time, by the monotonic clock, after which it is not sent any more, however long the patience.
         """
-        until, delay, sent = float("inf"), 0.02, False
+        delay, sent = 0.02, False
         while True:
-            reply, lost = await self._ask_once(command)
+            reply, lost = await self._ask_once(command, until)
             sent = sent or lost
             try:
                 return checked(reply, self._endpoint)
@@ -65,14 +67,14 @@ class Exchange:
     async def close(self) -> None:
         await self._channel.close()
 
-    async def _ask_once(self, command: Sequence[Any]) -> tuple[Any, bool]:
+    async def _ask_once(self, command: Sequence[Any], until: float) -> tuple[Any, bool]:
         """The answer, or the error in its place, and whether it was lost on its way."""
         loop = asyncio.get_running_loop()
         if loop is not self._loop:
             self._loop, self._sending = loop, None
             self._waiting.clear()
         answer: asyncio.Future[tuple[Any, bool]] = loop.create_future()
-        self._waiting.append((command, answer))
+        self._waiting.append(_Asked(command, until, answer))
         if self._sending is None:
             self._sending = loop.create_task(self._send())
 
@@ -80,21 +82,50 @@ class Exchange:
 
     async def _send(self) -> None:
         """Send what waits, until nothing does."""
-        batch: list[tuple[Sequence[Any], asyncio.Future[tuple[Any, bool]]]] = []
+        batch: list[_Asked] = []
         try:
             while self._waiting:
-                batch = [self._waiting.popleft() for _ in range(min(TOGETHER, len(self._waiting)))]
+                batch = self._next_batch()
+                if not batch:
+                    continue
                 try:
-                    replies, lost = await self._channel.call(*[command for command, _ in batch]), False
+                    replies, lost = await self._channel.call(*[asked.command for asked in batch]), False
                 except TransportError as exc:
                     replies, lost = [exc] * len(batch), self._channel.sent
-                for (_, answer), reply in zip(batch, replies, strict=True):
-                    if not answer.done():
-                        answer.set_result((reply, lost))
+                for asked, reply in zip(batch, replies, strict=True):
+                    asked.reply(reply, lost)
         finally:
             self._sending = None
             stopped = Unavailable(f"the connection to {self._endpoint} was given up")
-            for _, answer in [*batch, *self._waiting]:  # nobody is left to answer them, if this was cancelled
-                if not answer.done():
-                    answer.set_result((stopped, True))
+            for asked in [*batch, *self._waiting]:  # nobody is left to answer them, if this was cancelled
+                asked.reply(stopped, True)
             self._waiting.clear()
+
+    def _next_batch(self) -> list[_Asked]:
+        """What goes in the next write. What has waited for too long is told so, and not sent."""
+        batch: list[_Asked] = []
+        now = time.monotonic()
+        while self._waiting and len(batch) < TOGETHER:
+            asked = self._waiting.popleft()
+            if now <= asked.until:
+                batch.append(asked)
+            else:
+                asked.reply(Unavailable(f"no answer from {self._endpoint} in time"), False)
+
+        return batch
+
+
+class _Asked:
+    """A command that waits for its answer."""
+
+    __slots__ = ("_answer", "command", "until")
+
+    def __init__(self, command: Sequence[Any], until: float, answer: asyncio.Future[tuple[Any, bool]]) -> None:
+        self.command = command
+        self.until = until
+        self._answer = answer
+
+    def reply(self, reply: Any, lost: bool) -> None:
+        """To whoever still waits for it."""
+        if not self._answer.done():
+            self._answer.set_result((reply, lost))

@@ -49,6 +49,8 @@ from eventbus.transport import Delivery, Transport
 
 REMEMBERED: Final = 60.0
 """Seconds for which a commit is remembered at least; twice that at the most."""
+ASKED: Final = 0.75
+"""The part of that time in which it is asked for. The rest is for what was sent last: a connection is opened for it, and it arrives."""
 
 
 class RedisSession(Reads, Writes):
@@ -61,7 +63,7 @@ class RedisSession(Reads, Writes):
     * The commit applies everything in one step, or nothing: what is not of the type that its command needs, a number that is none, and
       a delivery that is not ours are found before the first write.
     * It is applied once. If the answer is lost it is asked for again, and if there is none at all, `Unavailable` says so; committing
-      again then asks again, within a minute.
+      again then asks again, within 45 s. After that it is not asked for any more: it would be applied twice.
     * On a cluster all keys need the hash slot of the stream: write it in braces into them, ``books-by-author:{reading-club}``. Keys that
       begin with the braces are the stream's own.
     """
@@ -106,31 +108,25 @@ class RedisSession(Reads, Writes):
         `LeaseLost`: another consumer has the delivery. `ConcurrencyError`: a watched answer has changed. `Refused`: a key is of another
         type, or a number none. `Full`: no memory. After these nothing has changed. `Unavailable` says whether that is known.
         """
+        again = self._asked is not None
         commit = self._asked or self._commit()
         if commit is None:
             self._forget()
             return
-        if time.monotonic() - commit.begun > REMEMBERED:
-            raise TransactionError(
-                f"{self!r}: whether its commit took place is not known, and not remembered any more; roll back"
-            )
+        if time.monotonic() > commit.until:
+            raise TransactionError(f"{self!r}: whether its commit took place is {commit.unknown}")
         delivery = self._delivery
         if delivery is not None:
             delivery.settled = True  # as seen by who renews its lease, and would not find it any more
         self._asked, done = commit, False
         try:
-            reply = await self._transport.ask(commit.command, writes=True)
+            reply = await self._transport.ask(commit.command, writes=True, until=commit.until)
             self._asked = None
             self._understand(reply, commit)
             done = True
-        except Unanswered as exc:
-            if exc.sent:
-                raise Unavailable(
-                    f"{exc}: whether the commit took place is not known; commit again to find out, which does nothing twice"
-                ) from exc
-            self._asked = None
-            raise
         except TransportError as exc:
+            if self._asked is not None and (again or (isinstance(exc, Unanswered) and exc.sent)):
+                raise Unavailable(f"{exc}: whether the commit took place is {commit.unknown}") from exc
             self._asked = None
             if "CROSSSLOT" in f"{exc} {exc.__cause__!r}" or "hash to the same slot" in str(exc):
                 raise ConfigurationError(_across_slots(commit)) from exc
@@ -246,7 +242,17 @@ class _Commit:
         self.envelope_ids = envelope_ids
         self.order = order
         """Which envelope each of the entry ids belongs to."""
-        self.begun = time.monotonic()
+        self.until: float = time.monotonic() + ASKED * REMEMBERED
+        """The time, by the monotonic clock, after which it is not asked for any more."""
+
+    @property
+    def unknown(self) -> str:
+        """What is to be said when nobody knows whether it took place."""
+        left = self.until - time.monotonic()
+        if left > 0:
+            return f"not known; commit again within {left:.2g} s to find out, which does nothing twice"
+
+        return "not known, and not remembered any more; roll back"
 
 
 class _Places:

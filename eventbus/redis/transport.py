@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import re
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import asynccontextmanager
@@ -168,13 +169,13 @@ class RedisTransport:
 
         return await trim(self._channel, check_name("stream", stream), self.retention)
 
-    async def ask(self, command: Sequence[Any], /, *, writes: bool = False) -> Any:
-        """The server's answer to a command that may be asked twice, over a connection that many tasks share: for sessions."""
+    async def ask(self, command: Sequence[Any], /, *, writes: bool = False, until: float = math.inf) -> Any:
+        """The server's answer to a command that may be asked twice, over a connection that many tasks share: for sessions. See `Exchange.ask`."""
         if self._closed:
             raise Refused(f"{self!r} is closed; enter it again")
         self._open()
 
-        return await self._exchange.ask(command, writes=writes)
+        return await self._exchange.ask(command, writes=writes, until=until)
 
     async def delete(self, stream: str) -> None:
         """Delete a stream with everything that belongs to it: entries, groups, retries, dead letters. There is no way back."""

@@ -587,6 +587,81 @@ async def test_an_answer_that_does_not_come_is_asked_for_again_later(
     assert (b"1", [1]) == (server.client.get(TOTAL), summed(server))
 
 
+async def test_what_is_not_remembered_any_more_is_not_asked_for(
+    proxy: FaultProxy, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However patient the transport is: a server that has forgotten the commit would apply it twice."""
+    monkeypatch.setattr("eventbus.redis.session.REMEMBERED", 1.0)
+    async with RedisTransport(proxy.url, stream=S, patience=10) as patient:
+        session = RedisSession(patient)
+        await session.get("warm")
+        session.incr("a")
+        proxy.cut("settle", after=True)
+        committing = asyncio.ensure_future(session.commit())
+        await wait_until(lambda: proxy.faults == 1, description="the answer was lost")
+        proxy.refusing = True
+        await asyncio.sleep(2.1)  # after which the server has forgotten it
+        proxy.heal()
+
+        with pytest.raises(Unavailable, match="not known"):
+            await committing
+        with pytest.raises(TransactionError, match="not known, and not remembered any more; roll back"):
+            await session.commit()
+
+    assert b"1" == server.client.get("a")
+
+
+async def test_what_waits_too_long_for_its_turn_is_not_sent(
+    proxy: FaultProxy, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another task's answer was late: the commit was not sent, which is known."""
+    monkeypatch.setattr("eventbus.redis.session.REMEMBERED", 0.2)
+    async with RedisTransport(proxy.url, stream=S, patience=10) as patient:
+        session = RedisSession(patient)
+        await session.get("warm")
+        session.incr("a")
+        proxy.stall()
+        reading = asyncio.ensure_future(RedisSession(patient).get("a"))
+        await asyncio.sleep(0)
+        committing = asyncio.ensure_future(session.commit())
+        await asyncio.sleep(0.3)
+        proxy.resume()
+        with pytest.raises(Unavailable) as caught:
+            await committing
+        await reading
+
+    assert "not known" not in str(caught.value)
+    assert server.client.get("a") is None
+
+
+@pytest.mark.parametrize("how", ["away", "refused"])
+async def test_what_is_not_known_stays_so_until_it_is_answered(
+    through: RedisTransport, proxy: FaultProxy, server: Any, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """That a later request was not sent, or was refused, says nothing of the first."""
+
+    async def refuse(*_: object, **__: object) -> None:
+        raise Refused("the user may not run scripts any more")
+
+    session = RedisSession(through)
+    session.incr("a")
+    proxy.cut("settle", after=True, times=100)
+    with pytest.raises(Unavailable, match="not known; commit again"):
+        await session.commit()
+    proxy.heal()
+    with monkeypatch.context() as patch:
+        if how == "refused":
+            patch.setattr(through, "ask", refuse)
+        proxy.refusing = True
+        proxy.reset()
+        with pytest.raises(Unavailable, match="not known; commit again"):
+            await session.commit()
+    proxy.heal()
+    await session.commit()
+
+    assert b"1" == server.client.get("a")
+
+
 async def test_a_server_that_is_not_there_has_applied_nothing(through: RedisTransport, proxy: FaultProxy, server: Any) -> None:
     """That is known; the transaction may be committed later, or rolled back."""
     session = RedisSession(through)
