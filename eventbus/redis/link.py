@@ -30,7 +30,7 @@ from eventbus.redis.wire import Wire
 
 CONNECT_TIMEOUT: Final = 5.0
 REPLY_TIMEOUT: Final = 5.0
-"""Seconds within which a server answers, or counts as gone."""
+"""Seconds of silence after which a server that was asked counts as gone."""
 
 _DRIVER: Final = DriverInfo()  # made once: each of it looks redis-py's version up in the files of its package
 _pack_command: Any = vars(hiredis)["pack_command"]  # which takes more than its stub says
@@ -114,7 +114,7 @@ class Endpoint:
             "retry_on_error": [],
             "retry_on_timeout": False,
             "socket_connect_timeout": CONNECT_TIMEOUT,
-            "socket_timeout": None,  # one deadline around a batch, see Link.call
+            "socket_timeout": None,  # a batch has one of its own, see Link.call
         }
         settings: dict[str, Any] = {"driver_info": _DRIVER} | self._settings | ours
         for name in ("maint_notifications_pool_handler", "event_dispatcher", "himport_registry"):
@@ -174,7 +174,7 @@ class Link:
     async def call(self, *commands: Sequence[Any], timeout: float = REPLY_TIMEOUT) -> list[Any]:
         """Send the commands in one write; their replies in order, a server's error as the exception that redis-py makes of it.
 
-        `Unavailable` when there is no answer within the time: what became of the commands is then unknown, and the link is closed. A
+        `Unavailable` when nothing has come for so long: what became of the commands is then unknown, and the link is closed. A
         script goes out in full the first time. One that the server has forgotten since is run after the other commands, which may be
         late: one of them may be a read that waits.
         """

@@ -32,7 +32,7 @@ class Wire(asyncio.Protocol):
         self._replies: list[Any] = []
         self._wanted = 0
         self._answer: asyncio.Future[list[Any]] | None = None
-        self._deadline = 0.0
+        self._timeout = self._deadline = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._lost: Exception | None = None
 
@@ -60,7 +60,8 @@ class Wire(asyncio.Protocol):
     async def ask(self, data: bytes, replies: int, timeout: float) -> list[Any]:
         """Write the data; so many replies, a server's error as an exception in its place.
 
-        `TimeoutError` when they are not there within the time, `OSError` when the connection is lost, or what comes makes no sense.
+        `TimeoutError` when they are not there and nothing has come for that time: over a slow line a large one takes longer. `OSError`
+        when the connection is lost, or what comes makes no sense.
         """
         if self._lost is not None:
             raise self._lost
@@ -68,6 +69,7 @@ class Wire(asyncio.Protocol):
         self._replies, self._wanted = [], replies
         answer: asyncio.Future[list[Any]] = loop.create_future()
         self._answer = answer
+        self._timeout = timeout
         self._deadline = deadline = loop.time() + timeout
         if self._timer is None or self._timer.when() > deadline:  # else it comes earlier, and is set again then
             self._set_timer()
@@ -97,6 +99,7 @@ class Wire(asyncio.Protocol):
             self._garbled(str(exc))
             return
         if len(replies) < self._wanted:
+            self._deadline = self._loop.time() + self._timeout  # the timer comes at the one before, and is set again then
             return
         if len(replies) > self._wanted:
             self._garbled("an answer that nobody asked for")

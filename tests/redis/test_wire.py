@@ -160,6 +160,26 @@ async def test_a_server_that_says_nothing_is_not_waited_for() -> None:
         assert asyncio.get_running_loop().time() - began < 1.0
 
 
+@pytest.mark.parametrize("said", [b"*2\r\n$2\r\nab\r\n:7\r\n", b"%1\r\n$2\r\nab\r\n:7\r\n"], ids=["RESP2", "RESP3"])
+async def test_a_reply_may_take_its_time_while_something_comes(said: bytes) -> None:
+    """Or a large one could never be had over a slow line: it is given up when nothing has come for as long as was said."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for byte in said:
+            writer.write(bytes([byte]))
+            await asyncio.sleep(0.05)
+        writer.write(said[:-1])
+        await asyncio.Event().wait()
+
+    async with wire_to(serve) as wire:
+        began = asyncio.get_running_loop().time()
+        [reply] = await wire.ask(PING, 1, 0.5)
+        assert reply in ([b"ab", 7], {b"ab": 7})
+        assert asyncio.get_running_loop().time() - began > 0.5
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(wire.ask(PING, 1, 0.2), 5.0)
+
+
 async def test_a_short_call_after_a_long_one_has_its_own_time() -> None:
     """There is one timer for all calls: a deadline that comes earlier moves it."""
 
