@@ -55,6 +55,30 @@ async def test_a_wait_is_about_as_long_as_the_trouble(waits: list[float]) -> Non
     assert 10.0 == pytest.approx(max(waits))
 
 
+@pytest.mark.parametrize(("quiet", "new"), [(5.0, False), (11.0, True)])
+async def test_trouble_that_does_not_come_again_is_over(waits: list[float], said: Any, quiet: float, new: bool) -> None:
+    """Also where nobody says that it went well: who waits for a handler, for hours, does not ask the server for anything."""
+    here = Gate("club/g", LOGGER)
+    for _ in range(10):
+        await here.wait(AWAY)
+    lasted = sum(waits)
+    waits.append(quiet)
+    await here.wait(AWAY)
+
+    assert (waits[-1] <= 0.15) == new
+    assert (1 if new else 11, int(new)) == (here.failures, here.reconnects)
+    over = [record.message for record in said.records if "going on" in record.message]
+    assert ([f"club/g: going on after 10 failures in {lasted:.1f} s"] if new else []) == over
+
+
+async def test_who_has_leases_waits_no_longer_than_they_allow(waits: list[float]) -> None:
+    here = Gate("club/g", LOGGER)
+    for _ in range(20):
+        await here.wait(AWAY, at_most=2.0)
+
+    assert 2.0 == max(waits)
+
+
 async def test_trouble_is_told_now_and_then(waits: list[float], said: Any) -> None:
     """At once, then every 10 s, or rather after the wait that was under way by then, which takes up to 10 s too."""
     here = Gate("club/g", LOGGER)

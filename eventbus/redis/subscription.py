@@ -764,7 +764,8 @@ class RedisSubscription:
             await self._gate.wait(exc, self._stopped)
             return False
         self._gate.passed()
-        self._let_others_renew()
+        if self._answered == -math.inf:
+            self._let_others_renew()
 
         return True
 

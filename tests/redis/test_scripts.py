@@ -170,6 +170,39 @@ def test_join_heals_a_destroyed_group_at_its_checkpoint(server: Any) -> None:
     assert [b"b", b"c"] == [fields[1] if isinstance(fields, list) else fields[b"id"] for _, fields in entries]
 
 
+def test_join_heals_where_it_was_when_even_the_checkpoint_is_lost(server: Any) -> None:
+    """What its consumer knows; and at 0 if that is nothing, or a place that this stream has not come to."""
+    [a, _] = published(server, "a", "b")
+    for place, where in ((a.decode(), b"start"), ("$", b"beginning"), (HIGHEST, b"beginning")):
+        assert where == joined(server, place, healing=1)
+        [group] = server.client.xinfo_groups(S)
+        assert (a if where == b"start" else b"0-0") == group["last-delivered-id"]
+        server.client.xgroup_destroy(S, "g")
+        server.client.delete(KEYS.state)
+
+
+@pytest.mark.parametrize("healing", [0, 1])
+def test_join_begins_anew_on_a_stream_that_is_another_one(server: Any, healing: int) -> None:
+    """A checkpoint above all that it has is one of a stream before, on a server whose clock went ahead."""
+    published(server, "a", "b")
+    server.client.hset(KEYS.state, "checkpoint", "99999999999999-0")
+
+    assert b"beginning" == joined(server, "$", healing=healing)
+    assert 2 == len(server.client.xreadgroup("g", "me", {S: ">"})[0][1])
+
+
+def test_join_has_a_long_way_counted_beforehand(server: Any) -> None:
+    """5,000 entries are counted here; what was counted before holds as long as its first entry is there."""
+    ids = published(server, *map(str, range(7_000)))
+    first, start, last = ids[0], "0-1", ids[-1]
+    keys = (S, KEYS.retry, KEYS.state, KEYS.added)
+    assert [b"count", start.encode(), last, first] == server.run(JOIN, *keys, args=("g", start, 0))
+    assert [] == server.client.xinfo_groups(S)
+    assert b"count" == server.run(JOIN, *keys, args=("g", start, 0, 7_000, last, ids[1]))[0]
+    assert [b"start", start.encode()] == server.run(JOIN, *keys, args=("g", start, 0, 7_000, last, first))
+    assert 0 == counted(server, "base")
+
+
 def test_join_heals_a_lost_stream_at_the_beginning(server: Any) -> None:
     """After FLUSHALL nothing that comes is missed, wherever the group once began."""
     joined(server, "$")

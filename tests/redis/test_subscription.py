@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import re
+import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -14,10 +15,11 @@ from msgspec.structs import replace
 
 from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Retry, Subscriber, UnitOfWork
 from eventbus.envelope import seal
-from eventbus.errors import Refused
+from eventbus.errors import Refused, Unavailable
 from eventbus.redis import RedisTransport
 from eventbus.redis.audit import Audit
-from eventbus.redis.scripts import DUE
+from eventbus.redis.scripts import DUE, JOIN
+from eventbus.redis.subscription import RedisSubscription
 from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer
@@ -279,6 +281,157 @@ async def test_what_is_pending_is_read_again_however_little_is_wanted(
             while len(again) < 3:
                 again += await subscription.receive(1)
         assert [one.entry_id for one in first[:3]] == [one.entry_id for one in again]
+
+
+@pytest.mark.parametrize("outage", [False, True])
+async def test_who_joins_after_an_outage_lets_the_living_renew_first(
+    live: RedisTransport, monkeypatch: pytest.MonkeyPatch, outage: bool
+) -> None:
+    """They may still wait at their gates, and what they hold is not to be taken from them."""
+    answers = [Unavailable("nobody answers"), None] if outage else [None]
+
+    async def make_groups(self: RedisSubscription, *, healing: bool) -> None:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(RedisSubscription, "_make_groups", make_groups)
+    before = time.monotonic()
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        assert (subscription._sweep_at > before + 15.0) == outage
+
+
+async def test_leases_are_renewed_while_the_janitor_is_at_work(live: RedisTransport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However long an audit takes, and however long the lease is, both have their turn."""
+    tidying, go_on = asyncio.Event(), asyncio.Event()
+    renewed: list[int] = []
+
+    async def tidy(self: RedisSubscription) -> None:
+        tidying.set()
+        await go_on.wait()
+
+    async def renew(self: RedisSubscription) -> None:
+        renewed.append(len(renewed))
+
+    monkeypatch.setattr(RedisSubscription, "_tidy", tidy)
+    monkeypatch.setattr(RedisSubscription, "_renew", renew)
+    monkeypatch.setattr("eventbus.redis.subscription.TIDY_EVERY", 0.1)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=0.3)):
+        with anyio.fail_after(10):
+            await tidying.wait()
+        so_far = len(renewed)
+        await wait_until(lambda: len(renewed) > so_far + 2, description="leases were renewed meanwhile")
+        go_on.set()
+    tidying.clear()
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=3600.0)):
+        with anyio.fail_after(10):
+            await tidying.wait()
+
+
+async def test_what_a_sweep_may_have_claimed_is_suspect_though_its_reply_was_lost(
+    live: RedisTransport, proxy: FaultProxy, server: Any
+) -> None:
+    """A message that takes its process with it is started alone and counted, whatever the line loses."""
+    await Club(live).publish(1)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as dead:
+        [held] = await dead.receive(1)
+        dead.abandon()
+        server.idle(held.source_id.encode())
+        async with RedisTransport(proxy.url, stream=S) as transport:
+            proxy.cut("sweep", after=True)
+            async with transport.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as heir:
+                with anyio.fail_after(20):
+                    [found] = await heir.receive(1)
+
+                assert 0 == proxy.pending_cuts
+                assert (held.entry_id, True) == (found.entry_id, found.suspect)
+
+                heir.ack(found)
+                await Club(live).publish(1)
+                [fresh] = await heir.receive(1)
+                assert not fresh.suspect
+
+
+async def test_a_full_server_does_not_fill_the_consumer(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What cannot be settled now is kept, up to a bound; then nothing more is read. One line says so, and nothing is renewed for it."""
+    renewed: list[int] = []
+    monkeypatch.setattr("eventbus.redis.subscription.MOST_UNSETTLED", 5)
+    await Club(live).publish(20)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        renew = subscription._renew
+
+        async def count() -> None:
+            renewed.append(len(renewed))
+            await renew()
+
+        monkeypatch.setattr(subscription, "_renew", count)
+        server.fill()
+        for _ in range(5):
+            [delivery] = await subscription.receive(1)
+            assert await subscription.retry(delivery, after=0.0)
+        reading = asyncio.ensure_future(subscription.receive(1))
+        with anyio.move_on_after(0.3):  # it would not take a hundredth of that to read what is there
+            await asyncio.wait([reading])
+        assert not reading.done()
+        assert 5 == len(_pending(server))
+
+        server.client.config_set("maxmemory", 0)
+        with anyio.fail_after(10):
+            assert await reading
+        await wait_until(lambda: not subscription._unsettled, description="the server has taken them")
+
+    assert [] == renewed
+    assert 1 == sum("is not settled yet" in record.message for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+async def test_a_group_that_begins_in_the_midst_of_a_long_stream_is_counted_right(live: RedisTransport, server: Any) -> None:
+    """In pages, between which the server does other things; what is published meanwhile counts, too."""
+    club = Club(live)
+    await club.publish(7_000)
+    ids = [id.decode() for id, _ in server.client.xrange(S)]
+    run, joins = RedisSubscription._make_group, []
+
+    async def make_group(self: RedisSubscription, keys: Any, start: str, *, healing: bool) -> tuple[str, str]:
+        call = self._control.run
+
+        async def run_and_publish(command: Any) -> Any:
+            if command[1] == JOIN.sha:
+                joins.append(command)
+                if len(joins) == 2:
+                    await club.publish(100, first=7_000)
+            return await call(command)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(self._control, "run", run_and_publish)
+            return await run(self, keys, start, healing=healing)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RedisSubscription, "_make_group", make_group)
+        async with live.subscribe(Subscribe(streams=[S], group="g", start=ids[999])):
+            found = await live.audit(S, "g")
+
+    assert 2 == len(joins)
+    assert found is not None
+    assert (6_100, 6_100, 0) == (found.added, found.unread + found.pending, found.lost)
+
+
+async def test_what_is_published_before_the_group_is_healed_is_not_missed(live: RedisTransport, server: Any) -> None:
+    """Everything was lost, and the stream is there again: the group begins where it was when we joined, and not at the end."""
+    club = Club(live)
+    await club.publish(3)
+    async with live.subscribe(Subscribe(streams=[S], group="g", start="$")) as subscription:
+        await club.publish(1, first=3)
+        [first] = await subscription.receive(1)
+        server.client.flushall()
+        await club.publish(2, first=4)
+
+        found: list[Delivery] = []
+        with anyio.fail_after(20):
+            while len(found) < 2:
+                found += await subscription.receive(2)
+        assert first.entry_id < found[0].entry_id < found[1].entry_id
+        assert 2 == server.client.xlen(S)
 
 
 async def test_audits_that_take_long_are_rare(live: RedisTransport, monkeypatch: pytest.MonkeyPatch) -> None:
