@@ -248,6 +248,41 @@ async def test_a_handler_that_raises_is_rolled_back(
         assert [] == transport.messages(Welcomed)
 
 
+async def test_a_server_that_does_not_answer_holds_up_nobody_who_leaves(
+    bus: MessageBus,
+    subscriber: Subscriber,
+    transport: Observed,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not for each verdict, and not for what is given back: their leases run out instead, and one line for each says so."""
+    failing, never = anyio.Event(), anyio.Event()
+
+    async def silent(*_: Any, **__: Any) -> bool:
+        failing.set()
+        await never.wait()
+        return True
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        raise RuntimeError("no")
+
+    monkeypatch.setattr("eventbus.subscriber.SETTLE_WITHIN", 0.05)
+    monkeypatch.setattr("eventbus.subscriber.RELEASE_WITHIN", 0.05)
+    await publish(transport, *(Registered(number=number) for number in range(20)))
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+            monkeypatch.setattr(MemorySubscription, "retry", silent)
+            monkeypatch.setattr(MemorySubscription, "release", silent)
+            tasks.start_soon(replace(subscriber, concurrency=4, grace=0.05).run)
+            await failing.wait()
+            tasks.cancel_scope.cancel()
+
+    lines = [record.message for record in caplog.records]
+    assert 4 == sum("did not answer before the grace was over" in line for line in lines)
+    assert 1 == sum("could not be given back" in line for line in lines)
+
+
 async def test_a_handler_may_choose_to_roll_back(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """Then it has decided, and the delivery is done."""
     log: list[str] = []
