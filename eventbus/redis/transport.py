@@ -163,6 +163,34 @@ class RedisTransport:
 
         return [bool(checked(reply, self.endpoint)) for reply in replies]
 
+    async def trimmed(self, stream: str, entry_ids: Sequence[str], /) -> list[bool]:
+        """Whether these entries, which are not in the stream, were removed by `trim`, and not lost.
+
+        It removes the oldest. So an entry was lost if the stream is gone, ends before it, has an older one, or has all that was ever added.
+        """
+        self._open()
+        answers = await self._channel.call(
+            ("XINFO", "STREAM", check_name("stream", stream)), ("XRANGE", stream, "-", "+", "COUNT", 1)
+        )
+        try:
+            info, oldest = [checked(answer, self.endpoint) for answer in answers]
+        except Unavailable as exc:
+            if not group_is_gone(exc):
+                raise
+            return [False] * len(entry_ids)
+        try:
+            added = field_of(info, b"entries-added")
+        except KeyError:  # Redis 6.2 does not count, but those do who publish
+            [added] = await self._channel.call(("GET", Keys(stream).added))
+        if isinstance(added, int | bytes) and int(added) == field_of(info, b"length"):
+            return [False] * len(entry_ids)
+        places = [_place(id.encode()) for id in entry_ids]
+        if oldest:
+            return [place < _place(oldest[0][0]) for place in places]
+        last = _place(field_of(info, b"last-generated-id"))
+
+        return [place <= last for place in places]
+
     async def trim(self, stream: str) -> int:
         """Remove what is older than the retention and settled by every group, now; how many entries went. Subscribers do it by themselves."""
         self._open()
@@ -170,7 +198,7 @@ class RedisTransport:
         return await trim(self._channel, check_name("stream", stream), self.retention)
 
     async def ask(self, command: Sequence[Any], /, *, writes: bool = False, until: float = math.inf) -> Any:
-        """The server's answer to a command that may be asked twice, over a connection that many tasks share: for sessions. See `Exchange.ask`."""
+        """The server's answer to a command that may be asked twice, over a connection that many tasks share: for sessions."""
         if self._closed:
             raise Refused(f"{self!r} is closed; enter it again")
         self._open()
@@ -207,3 +235,9 @@ class RedisTransport:
             await self._channel.close()
             await self._exchange.close()
             self.endpoint.stop()
+
+
+def _place(id: bytes) -> tuple[int, int]:
+    ms, _, number = id.partition(b"-")
+
+    return int(ms), int(number)

@@ -3,7 +3,7 @@
 A server that dies, or is replaced by a replica that was behind, loses the newest part of what it had. It then runs under another run id. So
 for each server a row says which run of it the relays know, and when they last saw it; when another run answers, everything becomes due again
 that was sent since shortly before then. What the server still has is not added twice: it remembers envelope ids for ten minutes, and of
-what was sent longer ago it is asked whether the entry is there.
+what was sent longer ago it is asked whether the entry is there, or was removed since it was old and settled.
 """
 
 from __future__ import annotations
@@ -37,6 +37,13 @@ class Forgetful(Protocol):
     async def run_id(self) -> str | None: ...
 
     async def holds(self, stream: str, entry_ids: Sequence[str], /) -> list[bool]: ...
+
+
+@runtime_checkable
+class Trimming(Protocol):
+    """One that removes what is old and settled, and knows that from what was lost."""
+
+    async def trimmed(self, stream: str, entry_ids: Sequence[str], /) -> list[bool]: ...
 
 
 class Known(NamedTuple):
@@ -132,7 +139,7 @@ class Server:
         return count
 
     async def _restore_old(self, transport: Forgetful, since: datetime, until: datetime) -> int:
-        """Make due again, of what was sent so long ago that its id is forgotten, what is not in its stream any more."""
+        """Make due again, of what was sent so long ago that its id is forgotten, what its stream has lost."""
         columns, last, count = self._tables.messages.c, 0, 0
         query = select(columns.number, columns.stream, columns.entry_id).where(columns.sent_at >= since, columns.sent_at < until)
         query = query.order_by(columns.number).limit(PAGE)
@@ -147,7 +154,7 @@ class Server:
             last = page[-1].number
 
     async def _lost(self, transport: Forgetful, rows: Collection[Any]) -> list[int]:
-        """The numbers of those rows whose entries are not there, or not known."""
+        """The numbers of those rows whose entries are not known, or not there, and were not trimmed."""
         lost = [row.number for row in rows if row.entry_id is None]
         streams: defaultdict[str, list[Any]] = defaultdict(list)
         for row in rows:
@@ -155,7 +162,11 @@ class Server:
                 streams[row.stream or self._transport.stream].append(row)
         for stream, theirs in streams.items():
             there = await transport.holds(stream, [row.entry_id for row in theirs])
-            lost += [row.number for row, held in zip(theirs, there, strict=True) if not held]
+            missing = [row for row, held in zip(theirs, there, strict=True) if not held]
+            if missing and isinstance(transport, Trimming):
+                trimmed = await transport.trimmed(stream, [row.entry_id for row in missing])
+                missing = [row for row, gone in zip(missing, trimmed, strict=True) if not gone]
+            lost += [row.number for row in missing]
 
         return lost
 

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Sequence
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from eventbus.envelope import decode
 from eventbus.errors import Unavailable
 from eventbus.message_store import Record
 from eventbus.redis import RedisTransport
+from eventbus.redis.keys import Keys
 from eventbus.sqlalchemy import TABLES, Relay, SqlMessageStore, relay, restore
 from eventbus.sqlalchemy import database as own
 from eventbus.sqlalchemy.schema import from_now
 from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
+from eventbus.testing.servers import find_servers
 from tests.sqlalchemy.club import Club
 from tests.sqlalchemy.conftest import Database
 
@@ -414,3 +417,70 @@ async def test_whether_entries_are_there(tmp_path: Path) -> None:
 
             assert [True, False, True, False] == await transport.holds("numbers", [*ids, "1-1"])
             assert [False] == await transport.holds("other", ids[:1])
+
+
+@pytest.mark.parametrize("executable", map(str, find_servers()))
+async def test_whether_entries_were_trimmed(tmp_path: Path, executable: str) -> None:
+    """The oldest are. What the stream ends before, or has older ones than, was lost, and everything where nothing was ever removed."""
+    with EmbeddedServer(tmp_path / "server", executable=executable) as process:
+        async with RedisTransport(process.url, stream="numbers", retention=timedelta(0)) as transport:
+            run = transport._channel.run
+            first, second, third = await transport.publish([Record(Numbered(number)).envelope for number in range(3)])
+            after = f"{int(third.partition('-')[0]) + 1}-0"
+
+            assert [False, False] == await transport.trimmed("numbers", ["1-1", after])
+            await run(("XDEL", "numbers", second))
+            assert [True, False, False] == await transport.trimmed("numbers", ["1-1", second, after])
+            await anyio.sleep(0.01)
+            assert 2 == await transport.trim("numbers")
+            assert [True, True, True, False] == await transport.trimmed("numbers", [first, second, third, after])
+            assert [False] == await transport.trimmed("other", [first])
+
+
+@needs_server
+@pytest.mark.one_driver
+@pytest.mark.parametrize(
+    ("trimmed", "lost", "others", "expected"),
+    [
+        (True, "nothing", [], []),
+        (True, "nothing", [4], [4]),
+        (True, "the end", [], [2, 3]),
+        (False, "the end", [4], [0, 1, 2, 3, 4]),
+        (False, "everything", [], [0, 1, 2, 3]),
+        (False, "everything", [4], [0, 1, 2, 3, 4]),
+    ],
+)
+async def test_what_was_trimmed_is_not_lost(
+    database: Database, tmp_path: Path, trimmed: bool, lost: str, others: list[int], expected: list[int]
+) -> None:
+    """A server is back after quiet hours, and then the relay: what was lost is sent again, and what every group had settled is not."""
+    with EmbeddedServer(tmp_path / "server", options=["--appendfsync", "always"]) as process:
+        async with RedisTransport(process.url, stream="numbers", retention=timedelta(0)) as transport:
+            await Relay(database.engine, transport).drain()
+            await publish(database, transport, 0, 1)
+            await anyio.sleep(0.01)
+            if trimmed:
+                assert 2 == await transport.trim("numbers")
+            await forget_ids(transport)
+            size = append_only_file(tmp_path / "server").stat().st_size
+            if lost != "nothing":
+                await publish(database, transport, 2, 3)
+        await age(database, 13 * 3600)
+        await database.do(update(TABLES.servers).values(seen_at=from_now(-13 * 3600)))
+        os.kill(process.pid, signal.SIGKILL)
+        await wait_until(lambda: not process.running, description="the server is gone")
+        if lost != "nothing":
+            os.truncate(append_only_file(tmp_path / "server"), size if lost == "the end" else 0)
+        process.start()
+        async with RedisTransport(process.url, stream="numbers") as transport:
+            if others:
+                await publish(database, transport, *others)
+
+            await Relay(database.engine, transport).drain()
+
+            assert expected == sorted(await numbers_in(transport))
+
+
+async def forget_ids(transport: RedisTransport) -> None:
+    """As the server does within twenty minutes."""
+    await transport._channel.run(("DEL", *Keys(transport.stream).published))
