@@ -419,7 +419,7 @@ async def test_whether_entries_are_there(tmp_path: Path) -> None:
             assert [False] == await transport.holds("other", ids[:1])
 
 
-@pytest.mark.parametrize("executable", map(str, find_servers()))
+@pytest.mark.parametrize("executable", [str(path) for path in find_servers()])
 async def test_whether_entries_were_trimmed(tmp_path: Path, executable: str) -> None:
     """The oldest are. What the stream ends before, or has older ones than, was lost, and everything where nothing was ever removed."""
     with EmbeddedServer(tmp_path / "server", executable=executable) as process:
