@@ -1,17 +1,84 @@
-"""A shield from cancellation that holds for a while: for the few lines that must not be torn."""
+"""A shield from cancellation that holds for a while: for the few lines that must not be torn.
+
+A scope of anyio shields from the scopes around it. asyncio's own cancellation (`asyncio.timeout`, `wait_for`, a task group whose other task
+has failed, `Task.cancel`) goes through it: a `Piece` notes it, and whoever made it raises it afterwards.
+"""
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import anyio
 
 if TYPE_CHECKING:
     import asyncio
+
+
+T = TypeVar("T")
+
+
+def cancellations() -> Callable[[], int]:
+    """How often this task was cancelled by asyncio itself, which does so to every task when its loop ends; under trio never."""
+    import asyncio  # there by now, or trio is; not for those who use the bus alone
+
+    try:
+        task = asyncio.current_task()
+    except RuntimeError:
+        task = None
+
+    return int if task is None else task.cancelling
+
+
+class Piece:
+    """What is done within a shielded scope, and what asyncio has cancelled meanwhile: to be raised when all of it is done."""
+
+    __slots__ = ("cancelled", "scope")
+
+    def __init__(self, scope: anyio.CancelScope) -> None:
+        self.scope = scope
+        self.cancelled: list[BaseException] = []
+
+    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """What the work returns or raises. Only the end of the scope breaks it off."""
+        import asyncio
+
+        try:
+            task = asyncio.ensure_future(work)
+        except RuntimeError:  # trio
+            return await work
+        while True:
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError as exc:
+                if task.done():
+                    if task.cancelled():
+                        raise
+                    self.cancelled.append(exc)
+                    return task.result()
+                if self.scope.cancel_called:
+                    task.cancel()
+                    with anyio.CancelScope(shield=True):
+                        await asyncio.wait([task])
+                    raise
+                self.cancelled.append(exc)
+
+    async def until_answered(self, ask: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """The answer, asked for again if we were cancelled meanwhile: to ask twice must be as good as once."""
+        seen = 0
+        while True:
+            try:
+                return await ask()
+            except anyio.get_cancelled_exc_class() as exc:
+                times = cancellations()()
+                if self.scope.cancel_called or times <= seen:  # not us: what was awaited
+                    raise
+                seen = times
+                self.cancelled.append(exc)
 
 
 def shielded(seconds: float) -> AbstractContextManager[anyio.CancelScope]:

@@ -32,6 +32,7 @@ from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, 
 from eventbus.message_store import SINKHOLE
 from eventbus.messages import Message, check_name
 from eventbus.retry import Policy, exponential
+from eventbus.shield import cancellations
 from eventbus.transport import Delivery, Subscribe, Subscription, Transport, start_position
 from eventbus.unit_of_work import TransactionStatus, UnitOfWork
 from eventbus.watchdog import Watchdog
@@ -372,7 +373,7 @@ class _Run:
 
     async def _work(self, subscription: Subscription) -> None:
         """Handle one delivery after another. A handler whose lease is lost takes its scope with it, so there is one scope per loss."""
-        cancelled = _cancellations()
+        cancelled = cancellations()
         more = True
         while more:
             with anyio.CancelScope() as scope:
@@ -561,18 +562,6 @@ class _Run:
         self.settling.discard(scope)
         if scope.cancelled_caught:
             logger.warning("%s: the server did not answer before the grace was over: this is delivered again", _title(delivery))
-
-
-def _cancellations() -> Callable[[], int]:
-    """How often this task was cancelled by asyncio itself, which does so to every task when its loop ends; under trio never."""
-    import asyncio  # there by now, or trio is; not for those who use the bus alone
-
-    try:
-        task = asyncio.current_task()
-    except RuntimeError:
-        task = None
-
-    return int if task is None else task.cancelling
 
 
 def _title(delivery: Delivery) -> str:

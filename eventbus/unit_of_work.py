@@ -26,7 +26,7 @@ from eventbus.errors import ConfigurationError, PublishError, TransactionError, 
 from eventbus.message_store import SINKHOLE, MessageStore, Record, is_inbox
 from eventbus.messages import Message
 from eventbus.models import Repository, Seen, moment
-from eventbus.shield import shielded
+from eventbus.shield import Piece, shielded
 from eventbus.transport import Delivery, Publisher
 
 logger: Final = logging.getLogger("eventbus")
@@ -159,8 +159,8 @@ class UnitOfWork:
         not known to be in the stream, and `publish_pending` tries again. Hooks named ``on_after_commit`` of the dependencies run last,
         each of them whatever the others do; their error is raised at the end.
 
-        Cancellation waits for a commit that has begun. It has 30 seconds, cancelled or not: then `TransactionError` if the session, or
-        `PublishError` if the transport has not answered, and in both cases what happened is unknown.
+        Cancellation, also asyncio's own, waits for a commit that has begun. It has 30 seconds, cancelled or not: then `TransactionError` if the
+        session, or `PublishError` if the transport has not answered, and in both cases what happened is unknown.
         """
         if self.status is not _RUNNING or self._committing:
             self._check_open("commit")
@@ -168,6 +168,7 @@ class UnitOfWork:
             self.gather(self.handling)
         outgoing = self._outgoing
         failure: PublishError | None = None
+        piece: Piece | None = None
         if self.session is None and not outgoing and self.message_store is SINKHOLE:
             self.status = self._ended = _COMMITTED
         else:
@@ -175,22 +176,33 @@ class UnitOfWork:
             self._committing = True
             try:
                 with shielded(_ENDING) as scope:
+                    piece = Piece(scope)
                     if _is_carrier(self.session):
                         self.session.carry(envelopes, self.delivery)
-                        await self._store()
+                        await self._store(piece)
                         if self.delivery is not None:
                             self.delivery.settled = True
                     else:
-                        await self._store()
-                        failure = await self._publish(outgoing, envelopes)
+                        await self._store(piece)
+                        failure = await self._publish(outgoing, envelopes, piece)
+            except Exception as exc:
+                if piece is not None and piece.cancelled:
+                    logger.error("%r was cancelled, and so this is not raised: %s", self, exc, exc_info=exc)
+                    raise piece.cancelled[0] from exc
+                raise
             finally:
                 self._committing = False
             if scope.cancelled_caught:
                 failure = self._cut_short(envelopes)
         if failure is not None:
             self._unpublished += _those_of(failure, outgoing)
+        cancelled = [] if piece is None else piece.cancelled
         if self._dependencies:
-            await self._run_hooks("on_after_commit", failure)
+            await self._run_hooks("on_after_commit", failure, cancelled)
+        elif cancelled and failure is not None:
+            logger.error("%r was cancelled, and so this is not raised: %s", self, failure, exc_info=failure)
+        if cancelled:
+            raise cancelled[0]
         if failure is not None:
             raise failure
 
@@ -211,7 +223,7 @@ class UnitOfWork:
                     raise TransactionError(f"{self!r}: the session's rollback did not end within {_ENDING:g} s")
         finally:
             if self._dependencies:
-                await self._run_hooks("on_after_rollback", None)
+                await self._run_hooks("on_after_rollback", None, [])
 
     def detach(self) -> None:
         """Keep the transaction open past the end of the block, until `close()`: for a response that is streamed from it."""
@@ -321,14 +333,14 @@ class UnitOfWork:
         if self.status is TransactionStatus.closed:
             raise TransactionError(f"cannot {verb} {self!r}: enter it first, `async with uow: …`")
 
-    async def _store(self) -> None:
+    async def _store(self, piece: Piece) -> None:
         """The part of a commit that may fail without a trace."""
         records = self._records
         try:
             if self.message_store is not SINKHOLE:
                 await self.message_store.add(records)
             if self.session is not None:
-                await self._commit_session(records)
+                await piece.whole(self._commit_session(records))
         except BaseException:
             if self.message_store is not SINKHOLE:
                 with anyio.CancelScope(shield=True):
@@ -346,16 +358,20 @@ class UnitOfWork:
                 raise
             logger.warning("%r: the commit took place, though it was answered with an error: %s", self, exc)
 
-    async def _publish(self, records: list[Record], envelopes: list[Envelope]) -> PublishError | None:
+    async def _publish(self, records: list[Record], envelopes: list[Envelope], piece: Piece | None = None) -> PublishError | None:
         """The part of a commit that comes after it; the failure is returned, so that the hooks run all the same."""
         if not envelopes:
             return None
-        if self.transport is None:
+        transport = self.transport
+        if transport is None:
             if not self.message_store.durable:
                 _warn_unpublished(type(self), envelopes)
             return None
         try:
-            ids = await self.transport.publish(envelopes)
+            if piece is None:
+                ids = await transport.publish(envelopes)
+            else:
+                ids = await piece.until_answered(lambda: transport.publish(envelopes))
         except Exception as exc:
             failure = _publish_error(exc, envelopes)
         else:
@@ -417,10 +433,9 @@ class UnitOfWork:
             if error is not None:
                 error.add_note(f"and the rollback failed: {exc!r}")
 
-    async def _run_hooks(self, name: str, failure: PublishError | None) -> None:
+    async def _run_hooks(self, name: str, failure: PublishError | None, cancelled: list[BaseException]) -> None:
         dependencies, self._dependencies = self._dependencies, {}
         errors: list[Exception] = []
-        cancelled: BaseException | None = None
         for dependency in dependencies.values():
             hook = getattr(dependency, name, None)
             if not callable(hook):
@@ -432,11 +447,11 @@ class UnitOfWork:
             except Exception as exc:
                 errors.append(exc)
             except anyio.get_cancelled_exc_class() as exc:  # the others are run first
-                cancelled = exc
-        if cancelled is not None:
+                cancelled.append(exc)
+        if cancelled:
             for error in (*errors, *([failure] if failure else [])):
                 logger.error("%s was cancelled, and so this is not raised: %s", name, error, exc_info=error)
-            raise cancelled
+            raise cancelled[0]
         if failure is not None:
             for error in errors:
                 logger.error("%s failed after a failed publish: %s", name, error, exc_info=error)

@@ -1,5 +1,6 @@
 """The unit of work: the whole life of a transaction, and that nothing is told of one that did not happen."""
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -1085,6 +1086,84 @@ async def test_a_commit_that_has_begun_is_finished(
 
     assert await cancel_once(slow.begun, slow.go, work)
     assert (["commit", "publish"], [committed], closed) == (log, seen, uow.status)
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("times", [1, 3])
+@pytest.mark.parametrize("where", ["session", "transport"])
+async def test_a_commit_that_has_begun_is_finished_though_asyncio_cancels(
+    uow: Library, session: Session, transport: Transport, log: list[str], where: str, times: int
+) -> None:
+    """By `asyncio.timeout`, by a task group whose other task failed, by `Task.cancel`: no scope of anyio holds these off."""
+    slow: Session | Transport = {"session": session, "transport": transport}[where]  # type: ignore[assignment]
+    slow.go = anyio.Event()
+
+    async def work() -> None:
+        async with depending(uow, Hooks(log, "a")):
+            uow.emit(Said("a"))
+            await uow.commit()
+            log.append("never")
+
+    task = asyncio.ensure_future(work())
+    await slow.begun.wait()
+    for _ in range(times):
+        task.cancel()
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+    assert not task.done()
+    slow.go.set()
+    await asyncio.wait([task])
+
+    assert task.cancelled()
+    assert (["commit", "publish", "a committed"], closed) == (log, uow.status)
+    assert ['{"word":"a"}'] == transport.words
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("where", ["session", "transport"])
+async def test_a_commit_that_fails_while_asyncio_cancels_is_told_in_the_log(
+    uow: Library, session: Session, transport: Transport, log: list[str], where: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The cancellation is raised. A session's failure is rolled back; what a transport did not take is pending."""
+    slow: Session | Transport = {"session": session, "transport": transport}[where]  # type: ignore[assignment]
+    slow.go, slow.error = anyio.Event(), Unavailable("no answer")
+
+    async def work() -> None:
+        async with uow:
+            uow.emit(Said("a"))
+            await uow.commit()
+
+    task = asyncio.ensure_future(work())
+    await slow.begun.wait()
+    task.cancel()
+    slow.go.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert 1 == sum("was cancelled, and so this is not raised: " in message for message in caplog.messages)
+
+    slow.error = None
+    await uow.publish_pending()
+    assert ([] if where == "session" else ['{"word":"a"}']) == transport.words
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_what_a_transport_has_cancelled_itself_is_not_asked_again(uow: Library, transport: Transport) -> None:
+    """Nobody has cancelled us: asked again, it would be so again, for ever."""
+    asked: list[int] = []
+
+    async def publish(envelopes: Sequence[Envelope], /) -> list[str]:
+        asked.append(len(envelopes))
+        gone: asyncio.Future[list[str]] = asyncio.get_running_loop().create_future()
+        gone.cancel()
+        return await gone
+
+    transport.publish = publish  # type: ignore[method-assign]
+    with pytest.raises(asyncio.CancelledError):
+        async with uow:
+            uow.emit(Said("a"))
+            await uow.commit()
+
+    assert [1] == asked
 
 
 async def test_a_rollback_that_has_begun_is_finished(uow: Library, session: Session, log: list[str]) -> None:

@@ -34,7 +34,8 @@ if there(KEYS[1]) then
   if not there(KEYS[2]) then redis.call('XGROUP', 'CREATE', KEYS[2], ARGV[1], '0', 'MKSTREAM') end
   return {'', checkpoint or '0'}
 end
-local last = redis.call('EXISTS', KEYS[1]) == 1 and info()['last-generated-id']
+local known = redis.call('EXISTS', KEYS[1]) == 1 and info()
+local last = known and known['last-generated-id']
 local where, start = 'start', ARGV[2]
 if checkpoint and last and not later(checkpoint, last) then
   where, start = 'checkpoint', checkpoint
@@ -43,7 +44,7 @@ elseif checkpoint or ARGV[3] == '1' and not (last and start ~= '$' and not later
 end
 local ahead = 0
 if start == '0' or start == '0-0' then
-  ahead = redis.call('XLEN', KEYS[1])
+  ahead = known and known.length or 0
 elseif last and start ~= '$' then
   local from, first = start, behind(KEYS[1], start, '+', 1)[1]
   if ARGV[4] and first and first[1] == ARGV[6] then ahead, from = tonumber(ARGV[4]), ARGV[5] end
