@@ -21,7 +21,7 @@ import anyio
 from eventbus.envelope import JSON, Codec, Envelope, decode, timestamp, to_fields
 from eventbus.errors import PublishError, Refused, excerpt, excerpt_of_traceback, text_of
 from eventbus.messages import Message, check_name
-from eventbus.transport import Backlog, DeadLetter, Delivery, Subscribe, new_consumer, start_position, utc
+from eventbus.transport import Backlog, DeadLetter, Delivery, Subscribe, granted_after, new_consumer, start_position, utc
 
 M = TypeVar("M", bound=Message)
 
@@ -262,6 +262,7 @@ class MemorySubscription:
             delivery.attempt + 1,
             delivery.first_failure or utc(now),
             excerpt(f"{type(error).__name__}: {text_of(error)}") if error is not None else delivery.last_error,
+            granted_after(delivery, error),
         )
         heapq.heappush(group.delayed, (now + after, group.next_number(), again))
         self._settled(group, delivery)
@@ -528,6 +529,7 @@ class _Group:
             attempt=entry.attempt,
             first_failure=entry.first_failure,
             last_error=entry.last_error,
+            granted=entry.granted,
             suspect=held.suspect,
         )
 
@@ -535,7 +537,7 @@ class _Group:
 class _Again:
     """An entry as a group has it: the original, and how often it was tried."""
 
-    __slots__ = ("attempt", "entry_id", "fields", "first_failure", "id", "last_error")
+    __slots__ = ("attempt", "entry_id", "fields", "first_failure", "granted", "id", "last_error")
 
     def __init__(
         self,
@@ -545,9 +547,10 @@ class _Again:
         attempt: int,
         first_failure: datetime | None,
         last_error: str | None,
+        granted: int = 0,
     ) -> None:
         self.entry_id, self.fields, self.id, self.attempt = entry_id, fields, id, attempt
-        self.first_failure, self.last_error = first_failure, last_error
+        self.first_failure, self.last_error, self.granted = first_failure, last_error, granted
 
 
 class _Held:

@@ -1,7 +1,8 @@
 """When a failed delivery is tried again: policies, which are pure functions.
 
-A policy is given the number of the attempt that failed (1 for the first) and its error, and answers with the seconds to wait, or None to
-give up and bury. Any function of that shape will do; `exponential` makes the usual one.
+A policy is given the number of the attempt that failed (1 for the first; those that a `Retry` put off by a delay of its own are not
+counted) and its error, and answers with the seconds to wait, or None to give up and bury. Any function of that shape will do; `exponential`
+makes the usual one.
 """
 
 from __future__ import annotations

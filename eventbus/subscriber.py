@@ -536,7 +536,7 @@ class _Run:
 
     async def _settle(self, subscription: Subscription, delivery: Delivery, error: Exception) -> None:
         try:
-            decided = verdict(error, delivery.attempt, self.subscriber.retry)
+            decided = verdict(error, delivery.attempt - delivery.granted, self.subscriber.retry)
         except Exception as exc:
             logger.error("%s: the retry policy failed, so it is retried in 60 s: %r", _title(delivery), exc, exc_info=exc)
             decided = Again(60.0, error)

@@ -23,7 +23,7 @@ from typing import Protocol, Self, runtime_checkable
 import msgspec
 
 from eventbus.envelope import Codec, Envelope, from_fields
-from eventbus.errors import ConfigurationError
+from eventbus.errors import ConfigurationError, Retry
 
 
 class Publisher(Protocol):
@@ -158,6 +158,8 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     attempt: int = 1
     first_failure: datetime | None = None
     last_error: str | None = None
+    granted: int = 0
+    """How many of the attempts before this one were put off by a `Retry` with a delay of its own: the policy does not count them."""
     suspect: bool = False
     """Whether its last consumer died with it in hand: it is started alone, and the start is counted."""
     lost: bool = False
@@ -219,6 +221,11 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
 def utc(seconds: float) -> datetime:
     """A time in seconds since 1970 as a datetime."""
     return datetime.fromtimestamp(seconds, UTC)
+
+
+def granted_after(delivery: Delivery, error: BaseException | None) -> int:
+    """How many of its attempts the policy will not count when it comes again after this error."""
+    return delivery.granted + (isinstance(error, Retry) and error.after is not None)
 
 
 def start_position(start: str | datetime) -> str:

@@ -378,6 +378,26 @@ async def test_retry_asks_for_another_attempt_in_so_many_seconds(
         assert (0, 0, 0) == await counts(transport)
 
 
+async def test_a_retry_with_a_delay_of_its_own_costs_no_attempt(
+    bus: MessageBus, subscriber: Subscriber, transport: Observed
+) -> None:
+    """However often it was put off: what fails afterwards has all the attempts of the policy."""
+    seen: list[int] = []
+
+    @bus.listen
+    async def handle(event: Registered, delivery: Delivery) -> None:
+        seen.append(delivery.attempt)
+        if delivery.attempt <= 6:
+            raise Retry(after=0)
+        raise ConnectionError("a hiccup")
+
+    await publish(transport, Registered(number=1))
+    done = await drain(replace(subscriber, retry=exponential(attempts=3, base=0.0)))
+
+    assert [*range(1, 10)] == seen
+    assert (8, 1) == (done.retried, done.buried)
+
+
 async def test_an_exception_is_retried_as_the_policy_says_and_then_buried(
     bus: MessageBus, subscriber: Subscriber, transport: Observed
 ) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Final
 from eventbus.envelope import timestamp
 from eventbus.errors import excerpt, text_of
 from eventbus.redis.keys import Keys
-from eventbus.transport import Delivery
+from eventbus.transport import Delivery, granted_after
 
 _PREFIX: Final = b"retry-"
 _PACKED: Final = b"retry-packed"
@@ -32,7 +32,7 @@ def delivery_of(keys: Keys, consumer: str, source: str, id: bytes, fields: Seque
             story[name] = value.decode(errors="replace")
         else:
             original += (name, value)
-    attempt = story.get(b"retry-attempt", "")
+    attempt, granted = story.get(b"retry-attempt", ""), story.get(b"retry-granted", "")
 
     return Delivery(
         keys.stream,
@@ -45,6 +45,7 @@ def delivery_of(keys: Keys, consumer: str, source: str, id: bytes, fields: Seque
         attempt=int(attempt) if attempt.isdigit() else 1,
         first_failure=_moment(story.get(b"retry-first-failure", "")),
         last_error=story.get(b"retry-error") or None,
+        granted=int(granted) if granted.isdigit() else 0,
         suspect=suspect,
     )
 
@@ -68,6 +69,8 @@ def retried_entry(delivery: Delivery, error: Exception | None, now: datetime) ->
         "retry-first-failure", timestamp(delivery.first_failure or now),
         "retry-error", last,
     ]  # fmt: skip
+    if granted := granted_after(delivery, error):
+        words += ("retry-granted", str(granted))
 
     return b"".join(_counted(words))
 

@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from eventbus.envelope import Envelope, new_id, now
-from eventbus.errors import EncodeError, PublishError, TransportError
+from eventbus.errors import EncodeError, PublishError, Retry, TransportError
 from eventbus.transport import Backlog, Delivery, Subscribe, Subscription, Transport, utc
 
 
@@ -511,6 +511,19 @@ class TransportContract:
             await subscription.flush()
 
             assert (0, 0, 0) == await self.counts(transport, stream)
+
+    async def test_attempts_that_were_put_off_are_told_apart(self, transport: Transport, stream: str) -> None:
+        """A `Retry` with a delay of its own costs none of the attempts that a policy allows."""
+        await transport.publish(things(stream, 1))
+        errors: list[Exception] = [Retry(after=0.0), ValueError("no ink"), Retry("later"), Retry(after=0.0), ValueError("no ink")]
+        seen: list[tuple[int, int]] = []
+        async with transport.subscribe(self.request(stream)) as subscription:
+            for error in errors:
+                [delivery] = await self.take_in_time(transport, subscription, 1)
+                seen.append((delivery.attempt, delivery.granted))
+                await subscription.retry(delivery, after=0.0, error=error)
+
+        assert [(1, 0), (2, 1), (3, 1), (4, 1), (5, 2)] == seen
 
     async def test_others_do_not_wait_for_a_retry(self, transport: Transport, stream: str) -> None:
         """What comes after it is handled meanwhile, and it is handed to nobody before its time."""
