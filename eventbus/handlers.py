@@ -7,6 +7,7 @@ a dependency, found by its name; the unit of work also by its annotation. A ``de
 from __future__ import annotations
 
 import functools
+import gc
 import importlib
 import inspect
 import pkgutil
@@ -80,15 +81,15 @@ def where(thing: Any) -> str:
     code = getattr(inner, "__code__", None)
     if code is not None:
         return f"{name} ({code.co_filename}:{code.co_firstlineno})"
-    for _ in range(2):
-        try:
-            return f"{name} ({inspect.getsourcefile(inner)}:{inspect.getsourcelines(inner)[1]})"
-        except SystemError:  # CPython before 3.12 fails to parse when garbage is collected meanwhile (python/cpython#106905)
-            continue
-        except (OSError, TypeError):
-            break
-
-    return name
+    collecting = gc.isenabled()
+    gc.disable()  # CPython before 3.12 fails to parse a file while garbage is collected (python/cpython#106905)
+    try:
+        return f"{name} ({inspect.getsourcefile(inner)}:{inspect.getsourcelines(inner)[1]})"
+    except (OSError, TypeError, SystemError):
+        return name
+    finally:
+        if collecting:
+            gc.enable()
 
 
 class Handler:
