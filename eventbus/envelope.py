@@ -493,7 +493,7 @@ def _same(sent: Any, back: Any) -> bool:
     if type(sent) is not type(back):
         return False
     if isinstance(sent, set | frozenset):
-        return {_told(item) for item in sent} == {_told(item) for item in back}
+        return set(map(_told, cast("set[Any]", sent))) == set(map(_told, back))
     ours, theirs = ({where: item for item, where in _children(value, "$")} for value in (sent, back))
 
     return bool(ours) and ours.keys() == theirs.keys() and all(_same(item, theirs[where]) for where, item in ours.items())

@@ -81,12 +81,18 @@ def where(thing: Any) -> str:
     code = getattr(inner, "__code__", None)
     if code is not None:
         return f"{name} ({code.co_filename}:{code.co_firstlineno})"
+
+    return name + _place_of(inner)
+
+
+def _place_of(thing: Any) -> str:
+    """The file and line of what has no code of its own, like a class; nothing if they cannot be found."""
     collecting = gc.isenabled()
     gc.disable()  # CPython before 3.12 fails to parse a file while garbage is collected (python/cpython#106905)
     try:
-        return f"{name} ({inspect.getsourcefile(inner)}:{inspect.getsourcelines(inner)[1]})"
+        return f" ({inspect.getsourcefile(thing)}:{inspect.getsourcelines(thing)[1]})"
     except (OSError, TypeError, SystemError):
-        return name
+        return ""
     finally:
         if collecting:
             gc.enable()
