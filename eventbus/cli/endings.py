@@ -15,7 +15,7 @@ from typing import IO, Any, cast
 import click
 
 import eventbus
-from eventbus.errors import ConfigurationError, TransportError, Unavailable, excerpt
+from eventbus.errors import ConfigurationError, TransportError, Unavailable, excerpt, text_of
 
 DEBUG = "EVENTBUS_DEBUG"
 """Set to anything, this environment variable shows tracebacks."""
@@ -69,7 +69,7 @@ def failure(error: BaseException, what: str = "") -> Failure:
 def described(error: BaseException) -> str:
     """An exception in one line: ``KeyError: 'isbn' (shop/handlers.py:12, in welcome)``; of a group, the first."""
     error = _first(error)
-    text = error.msg if isinstance(error, SyntaxError) else str(error)
+    text = error.msg if isinstance(error, SyntaxError) else text_of(error)
     text, place = excerpt(text.strip(), 500), place_of(error)
 
     return type(error).__name__ + (f": {text}" if text else "") + (f" ({place})" if place else "")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import json
 import logging
 import sys
 import traceback
@@ -10,7 +12,6 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import click
-import msgspec
 
 from eventbus.cli.endings import debugging, described
 
@@ -19,6 +20,7 @@ F = TypeVar("F", bound="Callable[..., Any] | click.Command")
 FORMATS = ("text", "json")
 LEVELS = ("debug", "info", "warning", "error")
 
+_COMPACT = functools.partial(json.dumps, separators=(",", ":"))
 _KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 
 
@@ -63,10 +65,24 @@ class Text(logging.Formatter):
 
 
 class Json(logging.Formatter):
-    """One object per line: ``time``, ``level``, ``logger``, ``message``, what was given as ``extra``, and ``error`` if there is one."""
+    """One object per line: ``time``, ``level``, ``logger``, ``message``, what was given as ``extra``, and ``error`` if there is one.
+
+    Whatever they hold, a line comes out: what is not JSON is there as text, a character that is none as its escape.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
-        return msgspec.json.encode(fields_of(record), enc_hook=str).decode()
+        fields = fields_of(record)
+        try:
+            return _COMPACT(fields, default=str)
+        except Exception:
+            return _COMPACT({name: value if isinstance(value, str) else _told(value) for name, value in fields.items()})
+
+
+def _told(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as exc:
+        return f"(cannot be told: repr() of it raises {type(exc).__name__})"
 
 
 def fields_of(record: logging.LogRecord) -> dict[str, Any]:
