@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime
@@ -21,6 +22,9 @@ from eventbus.sqlalchemy import Relay
 from eventbus.sqlalchemy.database import Database, is_away
 
 logger: Final = logging.getLogger("eventbus.cli")
+
+THREADS_WITHIN: Final = 1.0
+"""Seconds for a thread of a connection to end."""
 
 
 def run(targets: Sequence[str], *, url: str | None, wait: float, drain: bool, log_level: str, log_format: str) -> int:
@@ -127,9 +131,15 @@ async def _reach(database: Database, wait: float) -> None:
 
 
 async def _leave(database: Database) -> None:
-    """Close its connections, also when we are told to stop: a connection of aiosqlite that is not closed complains."""
+    """Close its connections, also when we are told to stop: a connection of aiosqlite that is not closed complains.
+
+    So does the thread of one that could not be opened, should it end after the event loop: nobody else waits for that.
+    """
     with anyio.CancelScope(shield=True):
         await database.engine.dispose()
+        for thread in threading.enumerate():
+            if "_connection_worker_thread" in thread.name:
+                await anyio.to_thread.run_sync(thread.join, THREADS_WITHIN)
 
 
 def _url(database: Database) -> str:

@@ -184,6 +184,15 @@ def test_a_database_that_is_not_there_is_one_line(eventbus: Command, shop: Shop,
     assert "secret" not in done.stderr
 
 
+def test_a_thread_that_ends_late_says_nothing(eventbus: Command, shop: Shop, write: Write) -> None:
+    """That of aiosqlite answers the event loop once more after a database could not be opened, and complains if that is gone."""
+    write("shop", "import time, aiosqlite.core\naiosqlite.core.LOG.debug = lambda *_: time.sleep(0.1)\n" + SHOP)
+    done = eventbus("relay", "shop:sending", DATABASE_URL="sqlite+aiosqlite:////nowhere/shop.db")
+
+    assert 3 == done.returncode
+    assert 1 == len(done.stderr.splitlines())
+
+
 @pytest.mark.parametrize("driver", ["asyncpg", "psycopg"])
 def test_it_can_wait_for_the_database(start: Start, shop: Shop, driver: str) -> None:
     url = f"postgresql+{driver}://club@127.0.0.1:1/club"
