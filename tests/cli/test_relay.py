@@ -41,6 +41,15 @@ def both():
 """
 
 
+LATE = """
+import atexit, time
+import aiosqlite.core
+
+aiosqlite.core.LOG.debug = lambda *_: time.sleep(0.3)  # before everything that its thread does
+atexit.register(time.sleep, 1.0)
+"""
+
+
 class Ticked(Event):
     metadata = Metadata(name="ticked", published=True)
     number: int
@@ -186,7 +195,7 @@ def test_a_database_that_is_not_there_is_one_line(eventbus: Command, shop: Shop,
 
 def test_a_thread_that_ends_late_says_nothing(eventbus: Command, shop: Shop, write: Write) -> None:
     """That of aiosqlite answers the event loop once more after a database could not be opened, and complains if that is gone."""
-    write("shop", "import time, aiosqlite.core\naiosqlite.core.LOG.debug = lambda *_: time.sleep(0.1)\n" + SHOP)
+    write("shop", LATE + SHOP)
     done = eventbus("relay", "shop:sending", DATABASE_URL="sqlite+aiosqlite:////nowhere/shop.db")
 
     assert 3 == done.returncode
