@@ -40,7 +40,7 @@ class Piece:
     __slots__ = ("cancelled", "scope")
 
     def __init__(self, scope: anyio.CancelScope) -> None:
-        self.scope = scope
+        self.scope: anyio.CancelScope = scope
         self.cancelled: list[BaseException] = []
 
     async def whole(self, work: Coroutine[Any, Any, T]) -> T:
