@@ -42,11 +42,28 @@ def both():
 
 
 LATE = """
-import atexit, time
+import asyncio, atexit, threading
 import aiosqlite.core
 
-aiosqlite.core.LOG.debug = lambda *_: time.sleep(0.3)  # before everything that its thread does
-atexit.register(time.sleep, 1.0)
+IT = "_connection_worker_thread"
+over = threading.Event()  # somebody waits for the thread, or the event loop is closed
+join, close = threading.Thread.join, asyncio.SelectorEventLoop.close
+
+
+def joined(self, timeout=None):
+    if IT in self.name:
+        over.set()
+    join(self, timeout)
+
+
+def closed(self):
+    close(self)
+    over.set()
+
+
+threading.Thread.join, asyncio.SelectorEventLoop.close = joined, closed
+aiosqlite.core.LOG.debug = lambda _, what="": "close_and_stop" in repr(what) and over.wait(20)
+atexit.register(lambda: [thread.join(20) for thread in threading.enumerate() if IT in thread.name])
 """
 
 
