@@ -4,10 +4,12 @@ import asyncio
 import logging
 import shutil
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -25,8 +27,9 @@ from eventbus.errors import (
     TransactionError,
     Unavailable,
 )
-from eventbus.redis import RedisSession, RedisTransport
+from eventbus.redis import RedisSession, RedisTransport, exchange
 from eventbus.redis.keys import Keys
+from eventbus.redis.session import REMEMBERED
 from eventbus.testing import drain, wait_until
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer
@@ -587,20 +590,28 @@ async def test_an_answer_that_does_not_come_is_asked_for_again_later(
     assert (b"1", [1]) == (server.client.get(TOTAL), summed(server))
 
 
+@asynccontextmanager
+async def patient(proxy: FaultProxy) -> AsyncIterator[tuple[RedisTransport, RedisSession]]:
+    """A transport that asks for long, over a line that is open, and a session of it with something to commit."""
+    async with RedisTransport(proxy.url, stream=S, patience=10) as transport:
+        session = RedisSession(transport)
+        await session.get("warm")
+        session.incr("a")
+        yield transport, session
+
+
 async def test_what_is_not_remembered_any_more_is_not_asked_for(
     proxy: FaultProxy, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However patient the transport is: a server that has forgotten the commit would apply it twice."""
     monkeypatch.setattr("eventbus.redis.session.REMEMBERED", 1.0)
-    async with RedisTransport(proxy.url, stream=S, patience=10) as patient:
-        session = RedisSession(patient)
-        await session.get("warm")
-        session.incr("a")
+    async with patient(proxy) as (_, session):
         proxy.cut("settle", after=True)
         committing = asyncio.ensure_future(session.commit())
         await wait_until(lambda: proxy.faults == 1, description="the answer was lost")
         proxy.refusing = True
-        await asyncio.sleep(2.1)  # after which the server has forgotten it
+        assert server.client.keys("*:commits:*")
+        await wait_until(lambda: not server.client.keys("*:commits:*"), description="the server has forgotten it")
         proxy.heal()
 
         with pytest.raises(Unavailable, match="not known"):
@@ -615,16 +626,16 @@ async def test_what_waits_too_long_for_its_turn_is_not_sent(
     proxy: FaultProxy, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another task's answer was late: the commit was not sent, which is known."""
-    monkeypatch.setattr("eventbus.redis.session.REMEMBERED", 0.2)
-    async with RedisTransport(proxy.url, stream=S, patience=10) as patient:
-        session = RedisSession(patient)
-        await session.get("warm")
-        session.incr("a")
+    late = 0.0
+    monkeypatch.setattr(exchange, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + late))
+    async with patient(proxy) as (transport, session):
         proxy.stall()
-        reading = asyncio.ensure_future(RedisSession(patient).get("a"))
-        await asyncio.sleep(0)
+        line, waiting = transport._exchange, transport._exchange._waiting
+        reading = asyncio.ensure_future(RedisSession(transport).get("a"))
+        await wait_until(lambda: line._sending is not None and not waiting, description="the read is under way")
         committing = asyncio.ensure_future(session.commit())
-        await asyncio.sleep(0.3)
+        await wait_until(lambda: [one.command[0] for one in waiting] == ["EVALSHA"], description="the commit waits its turn")
+        late = REMEMBERED
         proxy.resume()
         with pytest.raises(Unavailable) as caught:
             await committing
