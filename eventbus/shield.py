@@ -1,7 +1,7 @@
 """A shield from cancellation that holds for a while: for the few lines that must not be torn.
 
 A scope of anyio shields from the scopes around it. asyncio's own cancellation (`asyncio.timeout`, `wait_for`, a task group whose other task
-has failed, `Task.cancel`) goes through it: a `Piece` notes it, and whoever made it raises it afterwards.
+has failed, `Task.cancel`) goes through it: a `Deferral` holds it back, and whoever made it raises it afterwards.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def cancellations() -> Callable[[], int]:
     return int if task is None else task.cancelling
 
 
-class Piece:
-    """What is done within a shielded scope, and what asyncio has cancelled meanwhile: to be raised when all of it is done."""
+class Deferral:
+    """Holds back what asyncio cancels within a shielded scope: `cancelled` is to be raised when all is done."""
 
     __slots__ = ("cancelled", "scope")
 
@@ -43,14 +43,15 @@ class Piece:
         self.scope: anyio.CancelScope = scope
         self.cancelled: list[BaseException] = []
 
-    async def whole(self, work: Coroutine[Any, Any, T]) -> T:
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """What the work returns or raises. Only the end of the scope breaks it off."""
         import asyncio
 
         try:
-            task = asyncio.ensure_future(work)
+            loop = asyncio.get_running_loop()
         except RuntimeError:  # trio
             return await work
+        task = loop.create_task(work)
         while True:
             try:
                 return await asyncio.shield(task)

@@ -207,8 +207,8 @@ class Subscriber:
         finally:
             self._runs.discard(run)
             logger.info(
-                "%s/%s: stopped; %d handled, %d retried, %d buried, %d ignored",
-                "+".join(self.streams), self.group, run.handled, run.retried, run.buried, run.ignored,
+                "%s: stopped; %d handled, %d retried, %d buried, %d ignored",
+                run.title, run.handled, run.retried, run.buried, run.ignored,
             )  # fmt: skip
         if error is not None:  # raised here, so that its own cause is still its cause
             raise error
@@ -237,6 +237,7 @@ class _Run:
 
     def __init__(self, subscriber: Subscriber) -> None:
         self.subscriber = subscriber
+        self.title: str = f"{'+'.join(subscriber.streams)}/{subscriber.group}"
         self.subscription: Subscription | None = None
         self.serving = anyio.Event()
         self.stopping = anyio.Event()
@@ -271,7 +272,7 @@ class _Run:
             async with self.subscriber.transport.subscribe(request) as subscription:
                 scope.shield = True  # from here on a cancellation is a drain
                 self.serving.set()
-                watchdog = Watchdog(f"{'+'.join(request.streams)}/{request.group}", request.lease)
+                watchdog = Watchdog(self.title, request.lease)
                 with watchdog.watching():
                     async with anyio.create_task_group() as beating:
                         beating.start_soon(watchdog.beat)
@@ -302,7 +303,7 @@ class _Run:
             if scope.cancelled_caught:
                 logger.warning(
                     "%s: %d deliveries could not be given back, their lease runs out instead: no answer within %g s",
-                    f"{'+'.join(self.subscriber.streams)}/{self.subscriber.group}", len(self.left), RELEASE_WITHIN,
+                    self.title, len(self.left), RELEASE_WITHIN,
                 )  # fmt: skip
 
     def lose(self, delivery: Delivery) -> None:

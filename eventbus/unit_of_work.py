@@ -26,7 +26,7 @@ from eventbus.errors import ConfigurationError, PublishError, TransactionError, 
 from eventbus.message_store import SINKHOLE, MessageStore, Record, is_inbox
 from eventbus.messages import Message
 from eventbus.models import Repository, Seen, moment
-from eventbus.shield import Piece, shielded
+from eventbus.shield import Deferral, shielded
 from eventbus.transport import Delivery, Publisher
 
 logger: Final = logging.getLogger("eventbus")
@@ -168,7 +168,7 @@ class UnitOfWork:
             self.gather(self.handling)
         outgoing = self._outgoing
         failure: PublishError | None = None
-        piece: Piece | None = None
+        deferral: Deferral | None = None
         if self.session is None and not outgoing and self.message_store is SINKHOLE:
             self.status = self._ended = _COMMITTED
         else:
@@ -176,19 +176,19 @@ class UnitOfWork:
             self._committing = True
             try:
                 with shielded(_ENDING) as scope:
-                    piece = Piece(scope)
+                    deferral = Deferral(scope)
                     if _is_carrier(self.session):
                         self.session.carry(envelopes, self.delivery)
-                        await self._store(piece)
+                        await self._store(deferral)
                         if self.delivery is not None:
                             self.delivery.settled = True
                     else:
-                        await self._store(piece)
-                        failure = await self._publish(outgoing, envelopes, piece)
+                        await self._store(deferral)
+                        failure = await self._publish(outgoing, envelopes, deferral)
             except Exception as exc:
-                if piece is not None and piece.cancelled:
+                if deferral is not None and deferral.cancelled:
                     logger.error("%r was cancelled, and so this is not raised: %s", self, exc, exc_info=exc)
-                    raise piece.cancelled[0] from exc
+                    raise deferral.cancelled[0] from exc
                 raise
             finally:
                 self._committing = False
@@ -196,7 +196,7 @@ class UnitOfWork:
                 failure = self._cut_short(envelopes)
         if failure is not None:
             self._unpublished += _those_of(failure, outgoing)
-        cancelled = [] if piece is None else piece.cancelled
+        cancelled = [] if deferral is None else deferral.cancelled
         if self._dependencies:
             await self._run_hooks("on_after_commit", failure, cancelled)
         elif cancelled and failure is not None:
@@ -333,14 +333,14 @@ class UnitOfWork:
         if self.status is TransactionStatus.closed:
             raise TransactionError(f"cannot {verb} {self!r}: enter it first, `async with uow: …`")
 
-    async def _store(self, piece: Piece) -> None:
+    async def _store(self, deferral: Deferral) -> None:
         """The part of a commit that may fail without a trace."""
         records = self._records
         try:
             if self.message_store is not SINKHOLE:
                 await self.message_store.add(records)
             if self.session is not None:
-                await piece.whole(self._commit_session(records))
+                await deferral.finish(self._commit_session(records))
         except BaseException:
             if self.message_store is not SINKHOLE:
                 with anyio.CancelScope(shield=True):
@@ -358,7 +358,9 @@ class UnitOfWork:
                 raise
             logger.warning("%r: the commit took place, though it was answered with an error: %s", self, exc)
 
-    async def _publish(self, records: list[Record], envelopes: list[Envelope], piece: Piece | None = None) -> PublishError | None:
+    async def _publish(
+        self, records: list[Record], envelopes: list[Envelope], deferral: Deferral | None = None
+    ) -> PublishError | None:
         """The part of a commit that comes after it; the failure is returned, so that the hooks run all the same."""
         if not envelopes:
             return None
@@ -368,10 +370,10 @@ class UnitOfWork:
                 _warn_unpublished(type(self), envelopes)
             return None
         try:
-            if piece is None:
+            if deferral is None:
                 ids = await transport.publish(envelopes)
             else:
-                ids = await piece.until_answered(lambda: transport.publish(envelopes))
+                ids = await deferral.until_answered(lambda: transport.publish(envelopes))
         except Exception as exc:
             failure = _publish_error(exc, envelopes)
         else:

@@ -1,6 +1,8 @@
 """The unit of work: the whole life of a transaction, and that nothing is told of one that did not happen."""
 
 import asyncio
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -1144,6 +1146,30 @@ async def test_a_commit_that_fails_while_asyncio_cancels_is_told_in_the_log(
     slow.error = None
     await uow.publish_pending()
     assert ([] if where == "session" else ['{"word":"a"}']) == transport.words
+
+
+def test_a_session_commits_where_there_was_never_an_event_loop_of_asyncio() -> None:
+    """In a program of trio alone nothing makes one by the way."""
+    program = """
+import trio
+from eventbus import UnitOfWork
+
+class Session:
+    async def commit(self):
+        await trio.lowlevel.checkpoint()
+        print("committed")
+
+    rollback = commit
+
+async def main():
+    async with UnitOfWork(Session()) as uow:
+        await uow.commit()
+
+trio.run(main)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+
+    assert (0, "committed\n", "") == (done.returncode, done.stdout, done.stderr)
 
 
 @pytest.mark.parametrize("anyio_backend", ["asyncio"])

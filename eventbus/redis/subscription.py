@@ -2,7 +2,8 @@
 
 The reader (`receive`) does in turn what is due: move delayed entries, sweep for what the dead left, read its own pending entries again after
 a failure, and else read on, blocking no longer than until the next of these is due. Acks go out in the same write as the next read, or by a
-short timer on a second connection while the reader blocks. A task beside it renews the leases and settles what the server refused to take.
+short timer on a second connection while the reader blocks. A task beside it renews the leases and settles what the server refused to take,
+and another is the janitor.
 """
 
 from __future__ import annotations
