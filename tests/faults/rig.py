@@ -254,6 +254,7 @@ class Rig:
 
     async def _kill_and_start(self, cut: float) -> float:
         before, settled = self.server.files(), {}
+        taken = time.monotonic()
         if cut:
             await asyncio.sleep(cut)
             settled = await self._settled()
@@ -263,6 +264,8 @@ class Rig:
         killed = time.monotonic()
         await self.server.start()
         ready = time.monotonic()
+        with (self.directory / "faults.txt").open("a") as file:
+            file.write(f"{ready:.3f} cut off what it wrote in {killed - taken:.3f} s, away for {ready - killed:.3f} s\n")
         for group, count in (await self._settled() if cut else {}).items():
             self.acks_forgotten[group] += max(0, settled.get(group, count) - count)
         if self.server.fsync == "everysec":  # then it does not write while the disk is busy, for up to two seconds
