@@ -45,8 +45,7 @@ class Messages(list[Message]):
 
     def append(self, message: Message, /) -> None:
         if not self:
-            for changed in self.observers:
-                changed.append(self)
+            self._tell()
         super().append(message)
         self.moments.append(moment())
 
@@ -56,6 +55,10 @@ class Messages(list[Message]):
             self.observers += (changed,)
             if self:
                 changed.append(self)
+
+    def _tell(self) -> None:
+        for changed in self.observers:
+            changed.append(self)
 
     def ignore(self, changed: list[Messages]) -> None:
         """Tell that list no more."""
@@ -70,8 +73,7 @@ class Messages(list[Message]):
         index = max(index.__index__(), -len(self))
         when = self.moments[index] if index < len(self) and self else moment()
         if not self:
-            for changed in self.observers:
-                changed.append(self)
+            self._tell()
         super().insert(index, message)
         self.moments.insert(index, when)
 
@@ -101,8 +103,7 @@ class Messages(list[Message]):
         if type(index) is slice:
             value = list(value)
             if value and not self:
-                for changed in self.observers:
-                    changed.append(self)
+                self._tell()
             start, stop, step = index.indices(len(self))
             if step == 1:  # like insert: what comes in counts as raised when its neighbour was
                 after = self.moments[max(start, stop) : max(start, stop) + 1]

@@ -7,6 +7,7 @@ from typing import Final
 
 import msgspec
 
+from eventbus.redis.entries import place_of
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel
 from eventbus.redis.scripts import AUDIT, COUNT
@@ -78,7 +79,7 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
         vanished=vanished,
         lost=added - base - settled - pending - unread,
         after=checkpoint.decode() or "0-0",
-        before=first.decode() if first and _later(first, checkpoint) else last.decode(),
+        before=first.decode() if first and place_of(first) > place_of(checkpoint) else last.decode(),
     )
 
 
@@ -91,11 +92,3 @@ async def count(channel: Channel, stream: str, after: str, upto: str) -> int:
         after = stopped.decode()
 
     return total
-
-
-def _later(id: bytes, other: bytes) -> bool:
-    def number(text: bytes) -> tuple[int, int]:
-        ms, _, n = text.partition(b"-")
-        return int(ms or 0), int(n or 0)
-
-    return number(id) > number(other)

@@ -18,6 +18,13 @@ MOST_WORDS: Final = 6000
 """Of an entry that a script adds, without what is told of it: Lua hands 8000 to a command, at the most."""
 
 
+def place_of(id: bytes) -> tuple[int, int]:
+    """An entry id as numbers, which have the order of the stream; of none the first place of all."""
+    ms, _, number = id.partition(b"-")
+
+    return int(ms or 0), int(number or 0)
+
+
 def delivery_of(keys: Keys, consumer: str, source: str, id: bytes, fields: Sequence[bytes], *, suspect: bool = False) -> Delivery:
     """The delivery in an entry of the stream or of the group's retry stream."""
     source_id = id.decode()

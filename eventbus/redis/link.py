@@ -129,9 +129,8 @@ class Endpoint:
     def _from_url(self, url: str) -> None:
         try:
             settings: dict[str, Any] = dict(parse_url(url))
-        except (
-            ValueError
-        ) as exc:  # of the URL, or of `urlsplit`, which tells what it could not read: a part of the password, perhaps
+        except ValueError as exc:
+            # Of redis-py, or of `urlsplit`, which tells what it could not read: a part of the password, perhaps.
             why = str(exc) if str(exc).startswith(("Redis URL ", "Invalid value for ")) else _UNREADABLE
             raise ConfigurationError(f"{hide_password(url)!r} is not a Redis URL: {why}") from None
         self._class = settings.pop("connection_class", redis.asyncio.Connection)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from eventbus.envelope import Envelope, to_fields
 from eventbus.errors import EncodeError, PublishError, TransportError, Unavailable, excerpt
 from eventbus.messages import check_name
-from eventbus.redis.entries import MOST_WORDS
+from eventbus.redis.entries import MOST_WORDS, place_of
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel, Endpoint, field_of, translate
 from eventbus.redis.scripts import PUBLISH
@@ -232,13 +232,7 @@ def _is_forgotten(newest: str, info: Any, entry: Any, oldest: Any) -> bool:
         return False
     last: bytes = field_of(info, b"last-generated-id")
 
-    return _place(last) < _place(newest.encode()) or bool(oldest and _place(oldest[0][0]) < _place(newest.encode()))
-
-
-def _place(id: bytes) -> tuple[int, int]:
-    ms, _, number = id.partition(b"-")
-
-    return int(ms), int(number)
+    return place_of(last) < place_of(newest.encode()) or bool(oldest and place_of(oldest[0][0]) < place_of(newest.encode()))
 
 
 def _command(stream: str, parts: list[tuple[_Job, int]]) -> tuple[Any, ...]:

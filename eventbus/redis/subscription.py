@@ -564,9 +564,7 @@ class RedisSubscription:
         except (Unavailable, Full) as exc:
             if key not in self._held:
                 return False
-            level = (
-                logging.DEBUG if self._unsettled else logging.WARNING
-            )  # said of the first, or a full server would fill the log
+            level = logging.DEBUG if self._unsettled else logging.WARNING  # or a full server would fill the log
             self._unsettled[key] = command
             if isinstance(exc, Full):
                 self._woken.set()

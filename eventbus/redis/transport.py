@@ -18,6 +18,7 @@ from eventbus.errors import ConfigurationError, PublishError, Refused, Unavailab
 from eventbus.messages import check_name
 from eventbus.redis.audit import Audit, audit
 from eventbus.redis.dead_letters import dead_letter_from, requeued_words
+from eventbus.redis.entries import place_of
 from eventbus.redis.exchange import Exchange
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel, Endpoint, Link, checked, field_of, group_is_gone
@@ -184,10 +185,10 @@ class RedisTransport:
             [added] = await self._channel.call(("GET", Keys(stream).added))
         if isinstance(added, int | bytes) and int(added) == field_of(info, b"length"):
             return [False] * len(entry_ids)
-        places = [_place(id.encode()) for id in entry_ids]
+        places = [place_of(id.encode()) for id in entry_ids]
         if oldest:
-            return [place < _place(oldest[0][0]) for place in places]
-        last = _place(field_of(info, b"last-generated-id"))
+            return [place < place_of(oldest[0][0]) for place in places]
+        last = place_of(field_of(info, b"last-generated-id"))
 
         return [place <= last for place in places]
 
@@ -235,9 +236,3 @@ class RedisTransport:
             await self._channel.close()
             await self._exchange.close()
             self.endpoint.stop()
-
-
-def _place(id: bytes) -> tuple[int, int]:
-    ms, _, number = id.partition(b"-")
-
-    return int(ms), int(number)

@@ -17,13 +17,6 @@ local function there(key)
   end
   return false
 end
-local function later(a, b) -- as digits: a double is exact only up to 2^53
-  local am, an = string.match(a, '^(%d+)-?(%d*)$')
-  local bm, bn = string.match(b, '^(%d+)-?(%d*)$')
-  if am == bm then am, bm = an, bn end
-  if #am ~= #bm then return #am > #bm end
-  return am > bm
-end
 local function info()
   local found, flat = {}, redis.call('XINFO', 'STREAM', KEYS[1])
   for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
@@ -37,9 +30,9 @@ end
 local known = redis.call('EXISTS', KEYS[1]) == 1 and info()
 local last = known and known['last-generated-id']
 local where, start = 'start', ARGV[2]
-if checkpoint and last and not later(checkpoint, last) then
+if checkpoint and last and not before(last, checkpoint) then
   where, start = 'checkpoint', checkpoint
-elseif checkpoint or ARGV[3] == '1' and not (last and start ~= '$' and not later(start, last)) then
+elseif checkpoint or ARGV[3] == '1' and not (last and start ~= '$' and not before(last, start)) then
   where, start = 'beginning', '0'
 end
 local ahead = 0

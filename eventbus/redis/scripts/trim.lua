@@ -6,17 +6,6 @@
 -- ARGV     retention in ms, max pin in ms, 'report' or 'trim', the bound of the call that this one goes on with or ''
 -- Replies  {how many were removed, the bound, then per group that pins: its name, the id it pins}
 if redis.call('EXISTS', KEYS[1]) == 0 then return {0, ''} end
-local function parts(id) return string.match(id, '^(%d+)-(%d+)$') end
-local function less(a, b) -- as digits: a double is exact only up to 2^53
-  if #a ~= #b then return #a < #b end
-  return a < b
-end
-local function before(a, b)
-  local am, an = parts(a)
-  local bm, bn = parts(b)
-  if am ~= bm then return less(am, bm) end
-  return less(an, bn)
-end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
 local old = string.format('%.0f', math.max(0, now - tonumber(ARGV[1]))) .. '-0'
