@@ -5,6 +5,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.faults.ledger import Journal, Ledger, Tally
 from tests.faults.witness import Witness
 
@@ -110,6 +112,7 @@ class Stream:
     """A client that knows one stream."""
 
     def __init__(self) -> None:
+        self.now = 9
         self.entries: list[tuple[bytes, dict[bytes, bytes]]] = []
 
     def add(self, id: str, mark: str) -> None:
@@ -122,7 +125,7 @@ class Stream:
         return found[:count]
 
     async def time(self) -> tuple[int, int]:
-        return 9, 0
+        return self.now, 0
 
 
 async def test_the_witness_sees_what_is_twice_and_what_lies_wrongly() -> None:
@@ -141,9 +144,11 @@ async def test_the_witness_sees_what_is_twice_and_what_lies_wrongly() -> None:
     assert ["p0-1 (1004-0) behind p0-2"] == witness.disorder
 
 
-async def test_the_witness_takes_back_what_a_server_forgot() -> None:
-    """And not what was trimmed; what comes again after that is not twice."""
+@pytest.mark.parametrize("now", [9, 30])
+async def test_the_witness_takes_back_what_a_server_forgot(now: int) -> None:
+    """And not what was trimmed, however long the server was away; what comes again after that is not twice."""
     stream, witness = Stream(), Witness()
+    stream.now = now
     for number, id in enumerate(("2000-0", "8001-0", "8002-0", "8003-0")):
         stream.add(id, f"p0-{number}")
     await witness.read(stream)

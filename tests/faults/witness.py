@@ -45,15 +45,19 @@ class Witness:
                     return
 
     async def look_again(self, client: Any, retention: float) -> None:
-        """The server may have forgotten what came last: take back what is not there any more, and is too young to have been trimmed."""
+        """The server may have forgotten what came last: take back what is not there any more, and was not trimmed: it is too young for that,
+        or something older is there. A server that was away for long has forgotten what looks old by then.
+        """
         async with self._reading:
             if not self._recent:
                 return
             there: set[bytes] = {id for id, _ in await client.xrange(STREAM, self._recent[0][0])}
+            oldest = [_place(id) for id, _ in await client.xrange(STREAM, count=1)]
             seconds, _ = await client.time()
+            old = (seconds + 1 - retention) * 1000
             kept: deque[tuple[bytes, int, int]] = deque()
             for id, publisher, number in self._recent:
-                if id in there or _place(id)[0] < (seconds + 1 - retention) * 1000:  # there, or trimmed
+                if id in there or (_place(id)[0] < old and (not oldest or _place(id) < oldest[0])):  # there, or trimmed
                     kept.append((id, publisher, number))
                 else:
                     self.seen.add(publisher, number, -1)
