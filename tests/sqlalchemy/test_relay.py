@@ -313,8 +313,10 @@ async def test_a_relay_that_is_told_to_stop_leaves_the_rest(database: Database, 
     await put(database, range(100))
     transport.hold = 0.02
 
-    with anyio.move_on_after(0.3):
-        await getattr(Relay(database.engine, transport, batch=1), verb)()
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(getattr(Relay(database.engine, transport, batch=1), verb))
+        await wait_until(lambda: len(transport.numbers) >= 3, description="it is at work")
+        tasks.cancel_scope.cancel()
 
     assert 0 < len(transport.numbers) < 100
     assert 100 - len(transport.numbers) == await left(database)
