@@ -433,6 +433,10 @@ class _Run:
                 await self._handle(subscription, delivery, cancelled)
             elif not delivery.lost:
                 self.buried += 1
+                logger.error(
+                    "%s: buried, crash loop: processes die while they handle it (counted starts: %d)",
+                    _title(delivery), self.subscriber.max_crashes,
+                )  # fmt: skip
         finally:
             self.suspect_running = False
 

@@ -1106,7 +1106,9 @@ async def test_what_kills_its_process_again_and_again_is_buried(
     assert (0, 0, 0) == await counts(transport)
 
 
-async def test_a_crash_loop_is_counted_as_buried(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
+async def test_a_crash_loop_is_counted_as_buried_and_said(
+    bus: MessageBus, subscriber: Subscriber, transport: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
     """Though no handler ran."""
     handle, handled = failing(ValueError, times=0)
     bus.add_listener(Registered, handle)
@@ -1119,8 +1121,10 @@ async def test_a_crash_loop_is_counted_as_buried(bus: MessageBus, subscriber: Su
             dying.abandon()
         transport.clock.advance(31)
     done = await drain(replace(subscriber, max_crashes=1))
+    [said] = [record.message for record in caplog.records if record.levelname == "ERROR"]
 
     assert ([], 1, 0) == (handled, done.buried, done.handled)
+    assert f"{suspect.entry_id} registered_v2: buried, crash loop: processes die while they handle it (counted starts: 1)" in said
 
 
 # ----------------------------------------------------------------------------------------------------------- what fails

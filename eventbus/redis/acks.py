@@ -1,4 +1,7 @@
-"""What is handled and not settled yet: it waits for the next call that can carry it, or is under way in one."""
+"""What is handled and not settled yet: it waits for the next call that can carry it, or is under way in one.
+
+With it goes what is to be forgotten: the counted starts of suspects whose handlers came to an end.
+"""
 
 from __future__ import annotations
 
@@ -36,14 +39,18 @@ class Acks:
         self.under_way: list[Batch] = []
 
     def __bool__(self) -> bool:
-        """Whether any wait to be sent."""
-        return any(self._waiting.values())
+        """Whether anything waits to be sent."""
+        return bool(self._crashes) or any(self._waiting.values())
 
     def add(self, delivery: Delivery) -> None:
-        source, id = delivery.source, delivery.source_id
-        self._waiting[source].append(id)
+        self._waiting[delivery.source].append(delivery.source_id)
         if delivery.suspect:
-            self._crashes.append((self._sources[source].state, f"crash {source} {id}"))
+            self.forget_starts(delivery)
+
+    def forget_starts(self, delivery: Delivery) -> None:
+        """Its handler has come to an end, so no process died with it."""
+        source = delivery.source
+        self._crashes.append((self._sources[source].state, f"crash {source} {delivery.source_id}"))
 
     def of(self, source: str) -> set[str]:
         """Everything from that stream that is handled and may still be pending there."""

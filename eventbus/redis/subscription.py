@@ -455,9 +455,7 @@ class RedisSubscription:
         if self._held.pop((delivery.source, delivery.source_id), None) is None and delivery.lost:
             return
         self._acks.add(delivery)
-        if self._flush_timer is None and self._flushing is None:
-            within = ACK_WITHIN if self._held else ACK_WITHIN / 10  # not at once: the next read may be about to go out
-            self._flush_timer = asyncio.get_running_loop().call_later(within, self._flush_soon)
+        self._flush_later()
 
     def settled(self, delivery: Delivery, /) -> None:
         self._held.pop((delivery.source, delivery.source_id), None)
@@ -482,14 +480,16 @@ class RedisSubscription:
         return settled
 
     async def bury(self, delivery: Delivery, /, *, reason: str, error: BaseException | None = None) -> bool:
+        return await self._settle(delivery, self._burial(delivery, reason, error))
+
+    def _burial(self, delivery: Delivery, reason: str, error: BaseException | None = None) -> tuple[Any, ...]:
         keys = self._sources[delivery.source]
         words = dead_letter_words(delivery, self.consumer, reason, error, datetime.now(UTC))
-        command = BURY.call(
+
+        return BURY.call(
             delivery.source, keys.dead, keys.state,
             args=(self._request.group, self.consumer, delivery.source_id, counter(keys, delivery.source), *words),
         )  # fmt: skip
-
-        return await self._settle(delivery, command)
 
     async def begin(self, delivery: Delivery, /) -> bool:
         state = self._sources[delivery.source].state
@@ -513,7 +513,7 @@ class RedisSubscription:
             delivery.lost = True
             return False
         if starts > self._request.max_crashes:
-            await self.bury(delivery, reason="crash loop")
+            await self._settle(delivery, self._burial(delivery, "crash loop"), handled=False)
             return False
 
         return True
@@ -554,8 +554,11 @@ class RedisSubscription:
         if self._reader.connected:
             self._aside(self._reader.close())
 
-    async def _settle(self, delivery: Delivery, command: tuple[Any, ...]) -> bool:
-        """Run an owner-checked settlement; what the server cannot take now is settled later, and stays ours until then."""
+    async def _settle(self, delivery: Delivery, command: tuple[Any, ...], *, handled: bool = True) -> bool:
+        """Run an owner-checked settlement; what the server cannot take now is settled later, and stays ours until then.
+
+        That may take longer than processes live. The counted starts of a suspect whose handler came to an end are forgotten at once.
+        """
         if self._abandoned:
             return False
         key = (delivery.source, delivery.source_id)
@@ -566,6 +569,9 @@ class RedisSubscription:
                 return False
             level = logging.DEBUG if self._unsettled else logging.WARNING  # or a full server would fill the log
             self._unsettled[key] = command
+            if delivery.suspect and handled:
+                self._acks.forget_starts(delivery)
+                self._flush_later()
             if isinstance(exc, Full):
                 self._woken.set()
             else:
@@ -575,6 +581,11 @@ class RedisSubscription:
         self._held.pop(key, None)
 
         return bool(reply)
+
+    def _flush_later(self) -> None:
+        if self._flush_timer is None and self._flushing is None:
+            within = ACK_WITHIN if self._held else ACK_WITHIN / 10  # not at once: the next read may be about to go out
+            self._flush_timer = asyncio.get_running_loop().call_later(within, self._flush_soon)
 
     def _flush_soon(self) -> None:
         if self._flush_timer is not None:

@@ -111,8 +111,8 @@ async def check(rig: Rig, allowed: Allowances) -> Account:
 
 async def _check_group(rig: Rig, name: str, group: Group, forgiven: set[tuple[int, int]], allowed: Allowances) -> dict[str, int]:
     ledger, handled = rig.ledger, group.handled
-    dead = [parts_of(mark) for letter in await _dead_letters(rig, name) if (mark := _mark(letter))]
-    buried = Counter(dead)
+    dead = [(parts_of(mark), letter) for letter in await _dead_letters(rig, name) if (mark := _mark(letter))]
+    buried = Counter(parts for parts, _ in dead)
     lost = [
         (publisher, number)
         for publisher, number, _ in ledger.acknowledged.tally
@@ -127,8 +127,12 @@ async def _check_group(rig: Rig, name: str, group: Group, forgiven: set[tuple[in
         _report(rig, "repeated", again, f"{name}, where the faults explain {explained}")
     most = 1 + allowed.repeats_each
     _report(rig, "repeated", [f"{mark_of(p, n)} ({count} times)" for p, n, count in handled if count > most], name)
-    wrongly = [one for one in buried if not ends_buried(act_of(rig.plan, one[1]))]
-    _report(rig, "buried wrongly", [mark_of(*one) for one in wrongly], name)
+    wrongly = [
+        f"{mark_of(*parts)} ({letter.reason} at attempt {letter.attempts} {letter.error_type} {letter.error})"
+        for parts, letter in dead
+        if not ends_buried(act_of(rig.plan, parts[1]))
+    ]
+    _report(rig, "buried wrongly", wrongly, name)
     if not allowed.reburied:
         _report(rig, "buried twice", [mark_of(*one) for one, count in buried.items() if count > 1], name)
     steady = [

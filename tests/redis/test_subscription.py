@@ -237,6 +237,46 @@ async def test_a_start_is_counted_once_though_its_replies_are_lost(live: RedisTr
             assert {f"crash {S} {found[0].entry_id}": "1"} == _crashes(server)
 
 
+@pytest.mark.parametrize("verdict", ["retry", "bury"])
+async def test_a_start_is_not_counted_whose_handler_ended_though_its_verdict_waits_for_memory(
+    live: RedisTransport, server: Any, verdict: str
+) -> None:
+    """Processes that die while the server is full die of something else."""
+    await Club(live).publish(1)
+    request = Subscribe(streams=[S], group="g", lease=0.2, max_crashes=1)
+    async with live.subscribe(request) as dead:
+        assert await dead.receive(1)
+        dead.abandon()
+    server.fill()
+    for _ in range(3):
+        async with live.subscribe(request) as dying:
+            while not (found := await dying.receive(1)):
+                pass
+            assert await dying.begin(found[0])
+            assert await (dying.retry(found[0], after=0.0) if verdict == "retry" else dying.bury(found[0], reason="rejected"))
+            await wait_until(lambda: _crashes(server) == {}, description="its start is forgotten")
+            dying.abandon()
+
+    assert [found[0].entry_id] == _pending(server)
+
+
+async def test_a_crash_loop_is_known_as_one_as_long_as_it_cannot_be_buried(live: RedisTransport, server: Any) -> None:
+    await Club(live).publish(1)
+    request = Subscribe(streams=[S], group="g", lease=0.2, max_crashes=1)
+    async with live.subscribe(request) as dead:
+        assert await dead.receive(1)
+        dead.abandon()
+    for start in range(1, 4):
+        async with live.subscribe(request) as dying:
+            while not (found := await dying.receive(1)):
+                pass
+            assert (start == 1) == await dying.begin(found[0])
+            server.fill()
+            await dying.flush()
+            assert {f"crash {S} {found[0].entry_id}": str(start)} == _crashes(server)
+            dying.abandon()
+
+
 async def test_a_suspect_that_is_not_ours_any_more_is_let_go(live: RedisTransport, server: Any) -> None:
     """A server that was set back has forgotten who claimed it. When it is claimed once more, it is handled, and not only held."""
     await Club(live).publish(1)
