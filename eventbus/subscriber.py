@@ -47,6 +47,8 @@ READ_AHEAD = 200
 READ_AHEAD_SECONDS = 0.1
 """What waits is what can start within this time at the present rate."""
 READ_AHEAD_BYTES = 8 << 20
+SUSPECTS_ASIDE = 1000
+"""Suspects, at most, that wait for their turn without taking the room of others."""
 
 # A server that does not answer when we leave: grace, these, and the last words of the subscription are within the 30 s of Kubernetes.
 SETTLE_WITHIN = 0.5
@@ -343,9 +345,12 @@ class _Run:
                 startable = (done - finished) / max(elapsed, 1e-6) * READ_AHEAD_SECONDS
                 ahead = int(min(READ_AHEAD, READ_AHEAD_BYTES / size, (ahead + startable) / 2 + 1))
                 finished, since = done, anyio.current_time()
-            room = concurrency + ahead - self.in_hand
+            allowed = concurrency + ahead
+            if self.suspects:
+                allowed += min(len(self.suspects), SUSPECTS_ASIDE, READ_AHEAD_BYTES // size)
+            room = allowed - self.in_hand
             if room < max(1, ahead // 2):
-                self.room, self.room_at = anyio.Event(), concurrency + ahead - max(1, ahead // 2)
+                self.room, self.room_at = anyio.Event(), allowed - max(1, ahead // 2)
                 await self.room.wait()
                 self.room_at = -1
                 continue
@@ -397,6 +402,7 @@ class _Run:
                 continue
             if delivery.suspect and self.suspect_running and not delivery.lost:
                 suspects.append(delivery)
+                self.room.set()  # one more may be read beside it
                 continue
             running[delivery] = scope
             try:

@@ -1077,6 +1077,31 @@ async def test_suspects_run_one_at_a_time_and_beside_the_others(
     assert (list(range(10)), 1, 10) == (sorted(handled), most, done.handled)
 
 
+async def test_suspects_that_take_long_hold_up_none_of_the_others(
+    bus: MessageBus, subscriber: Subscriber, transport: Observed
+) -> None:
+    """What waits for its turn among them takes no room: what is new is read and handled meanwhile."""
+    handled: list[int] = []
+    first = anyio.Event()
+
+    @bus.listen
+    async def handle(event: Registered, delivery: Delivery) -> None:
+        if delivery.suspect:
+            await first.wait()
+        handled.append(event.number)
+
+    await publish(transport, *(Registered(number=number) for number in range(20)))
+    await crash_with(transport, 20)
+    await publish(transport, *(Registered(number=number) for number in range(20, 25)))
+    async with running(replace(subscriber, concurrency=2)):
+        await wait_all_tasks_blocked()
+        assert [20, 21, 22, 23, 24] == handled
+        first.set()
+        await wait_all_tasks_blocked()
+
+    assert set(range(25)) == set(handled)
+
+
 async def test_what_kills_its_process_again_and_again_is_buried(
     bus: MessageBus, subscriber: Subscriber, transport: Observed
 ) -> None:
