@@ -127,6 +127,10 @@ def check_name(what: str, name: str) -> str:
         raise ConfigurationError(
             f"{what} name {name!r:.200}: use 1 to 128 letters, digits, '.', '_', ':' and '-', beginning with a letter or digit"
         )
+    if what == "group" and name.endswith(":entries"):  # or two groups would share a key: see `eventbus.redis.keys`
+        raise ConfigurationError(
+            f"group name {name!r}: what ends with ':entries' is used for something else; choose another name"
+        )
 
     return name
 

@@ -418,7 +418,8 @@ class _Run:
                 raise
             except Exception:
                 raise
-            except BaseException:  # it takes the process with it: not given back, it is a suspect when its lease is over
+            except BaseException as exc:  # it takes the process with it: not given back, it is a suspect when its lease is over
+                logger.error("%s: %r in its handler ends the subscriber; this is delivered again", _title(delivery), exc)
                 subscription.settled(delivery)
                 raise
             finally:

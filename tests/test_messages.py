@@ -246,3 +246,11 @@ def test_a_stream_has_a_name_that_fits_everywhere(name: str) -> None:
 def test_a_good_name_is_returned(name: str) -> None:
     """So that checking it and keeping it is one line."""
     assert name == check_name("stream", name)
+
+
+def test_a_group_does_not_take_the_key_of_another() -> None:
+    """What is delayed for the group `mailer` lies in ``…:delayed:mailer:entries``."""
+    with pytest.raises(ConfigurationError, match=r"group name 'mailer:entries': .* choose another name"):
+        check_name("group", "mailer:entries")
+
+    assert "mailer:entries" == check_name("stream", "mailer:entries")

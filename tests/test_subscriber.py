@@ -1268,9 +1268,11 @@ async def test_it_does_not_end_in_silence(bus: MessageBus, subscriber: Subscribe
 
 @pytest.mark.parametrize("backend", ["asyncio", "trio"])
 def test_an_exit_of_the_process_is_not_a_failed_attempt(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed, backend: str
+    bus: MessageBus, subscriber: Subscriber, transport: Observed, backend: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """`SystemExit` in a handler ends the subscriber, and what it had is not lost: a suspect, and its neighbours as if nobody had had them."""
+    """`SystemExit` in a handler ends the subscriber, which says so. What it had is not lost: that is a suspect, and its neighbours are as if
+    nobody had had them.
+    """
 
     @bus.listen
     async def handle(event: Registered) -> None:
@@ -1283,6 +1285,7 @@ def test_an_exit_of_the_process_is_not_a_failed_attempt(
         anyio.run(replace(subscriber, grace=0.0).run, backend=backend)
 
     assert (0, 3, 0) == anyio.run(counts, transport, backend=backend)
+    assert "registered_v2: SystemExit(3) in its handler ends the subscriber; this is delivered again" in caplog.text
 
     seen: dict[int, tuple[int, bool]] = {}
     heir = MessageBus()

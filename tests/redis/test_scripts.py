@@ -437,7 +437,10 @@ def test_a_glance_says_what_there_is_to_sweep_and_to_move(server: Any) -> None:
 
 
 def test_released_entries_are_claimed_at_once_and_are_no_suspects(server: Any) -> None:
-    """A delivery count of 0 says so; it is 1 again after the claim. Starts that were counted are forgotten, of what is ours."""
+    """A delivery count of 0 says so; it is 1 again after the claim. Starts that were counted are forgotten, of what is ours.
+
+    The lease may be a month.
+    """
     a, b = held(server, "a", "b")
     for id in (a, b):
         server.run(BEGIN, S, KEYS.state, args=("g", "me", id, "x"))
@@ -445,7 +448,7 @@ def test_released_entries_are_claimed_at_once_and_are_no_suspects(server: Any) -
     assert 1 == server.run(RELEASE, S, KEYS.state, args=("g", "me", a))
     assert 0 == server.run(RELEASE, S, KEYS.state, args=("g", "stranger", b))
     assert (0, 1) == (counted(server, f"crash {S} {a.decode()}"), counted(server, f"crash {S} {b.decode()}"))
-    _, found, _, _ = sweep(server, 60_000)
+    _, found, _, _ = sweep(server, 30 * 86_400_000)
     assert [(a, 0)] == [(id, count) for id, count, _ in found]
     assert [("other", 1), ("me", 1)] == [server.owner(S, "g", id) for id in (a, b)]
 

@@ -1,6 +1,6 @@
 -- release: gives back what was not started or not finished, to be claimed by the next sweep.
--- Promises: owner checked. A delivery count of 0 tells it from what a process died with: it is no suspect, and starts that were counted
---   are forgotten. Works when memory is full.
+-- Promises: owner checked. It is idle for ten years then, longer than any lease. A delivery count of 0 tells it from what a process
+--   died with: it is no suspect, and starts that were counted are forgotten. Works when memory is full.
 -- KEYS     stream or retry stream, group hash
 -- ARGV     group, consumer, entry ids (500 at the most)
 -- Replies  how many were ours
@@ -8,7 +8,7 @@ local n = 0
 for i = 3, #ARGV do
   local p = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
   if p and p[2] == ARGV[2] then
-    redis.call('XCLAIM', KEYS[1], ARGV[1], 'released', 0, ARGV[i], 'IDLE', 86400000, 'RETRYCOUNT', 0, 'JUSTID')
+    redis.call('XCLAIM', KEYS[1], ARGV[1], 'released', 0, ARGV[i], 'IDLE', 315360000000, 'RETRYCOUNT', 0, 'JUSTID')
     redis.call('HDEL', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. ARGV[i])
     n = n + 1
   end
