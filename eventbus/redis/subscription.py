@@ -455,7 +455,8 @@ class RedisSubscription:
         if self._held.pop((delivery.source, delivery.source_id), None) is None and delivery.lost:
             return
         self._acks.add(delivery)
-        self._flush_later()
+        if self._flush_timer is None:
+            self._flush_later()
 
     def settled(self, delivery: Delivery, /) -> None:
         self._held.pop((delivery.source, delivery.source_id), None)
