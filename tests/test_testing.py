@@ -243,7 +243,9 @@ async def test_a_drain_that_takes_too_long_says_what_is_left(transport: MemoryTr
 
     assert time.monotonic() - begun < 5
     assert "'mailer' was not done after 0.2 s" in str(caught.value)
-    assert "  events: 1 unread, 3 pending, 1 delayed, the next in 3.6e+03 s" in str(caught.value)
+    found = re.search(r"  events: (\d) unread, (\d) pending, 1 delayed, the next in 3.6e\+03 s", str(caught.value))
+    assert found is not None
+    assert found.groups() in [("1", "3"), ("0", "4")]  # the last may be read ahead by then
     assert "  desk: 0 unread, 0 pending, 0 delayed" in str(caught.value)
     assert "3 handlers running, handled 0, retried 1, buried 0" in str(caught.value)
     assert 3 == len(cancelled)
