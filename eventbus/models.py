@@ -231,8 +231,10 @@ class Seen(list[M]):
 
         return taken
 
-    def forget(self) -> int:
-        """Drop what the models still hold, and the models; how many messages that was."""
+    def forget(self, *, shared: bool = True) -> int:
+        """Drop what the models still hold, and the models; how many messages that was. Not `shared`: but for what another one collects."""
+        if not shared:
+            self._changed[:] = [messages for messages in self._changed if len(messages.observers) == 1]
         dropped = len(self.take())
         self.clear()
 

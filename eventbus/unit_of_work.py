@@ -407,19 +407,19 @@ class UnitOfWork:
 
     def _close(self) -> None:
         self.status = _CLOSED
-        if self.__dict__ and self._forget():
+        if self.__dict__ and self._forget(shared=False):
             logger.warning(
                 "%s: a model raised messages after the end of the transaction, and they are lost", type(self).__qualname__
             )
 
-    def _forget(self) -> int:
+    def _forget(self, *, shared: bool = True) -> int:
         """Let go of the models, and drop what they have raised; how many messages that was."""
         dropped = 0
         for value in self.__dict__.values():
             if isinstance(value, _REPOSITORY):
                 seen = value.seen
                 if isinstance(seen, Seen):
-                    dropped += seen.forget()
+                    dropped += seen.forget(shared=shared)
                 else:
                     dropped += Seen(seen).forget()
                     seen.clear()

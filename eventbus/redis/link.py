@@ -45,6 +45,7 @@ _UNAVAILABLE = re.compile(
     r"\b(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|NOREPLICAS|MOVED|ASK|UNKILLABLE|UNBLOCKED)\b"
     r"|max number of clients"
 )
+_DEMOTED = re.compile(r"\b(READONLY|MASTERDOWN)\b")  # it keeps its connections, and the address may lead to another by now
 _NO_GROUP = re.compile(r"\b(NOGROUP|UNBLOCKED)\b|requires the key to exist|no such key", re.IGNORECASE)
 
 
@@ -250,7 +251,10 @@ class Channel:
                 link = self._link = Link(self.endpoint)
                 await link.open()
                 self.opened += 1
-            return await link.call(*commands, timeout=timeout)
+            replies = await link.call(*commands, timeout=timeout)
+            if any(isinstance(reply, Exception) and _DEMOTED.search(str(reply)) for reply in replies):
+                await link.close()
+            return replies
 
     async def run(self, command: Sequence[Any], *, timeout: float = REPLY_TIMEOUT) -> Any:
         """One command; its reply, or its error translated."""

@@ -16,7 +16,7 @@ from eventbus.errors import EncodeError, PublishError, TransportError, Unavailab
 from eventbus.messages import check_name
 from eventbus.redis.entries import MOST_WORDS, place_of
 from eventbus.redis.keys import Keys
-from eventbus.redis.link import Channel, Endpoint, field_of, translate
+from eventbus.redis.link import Channel, Endpoint, field_of, group_is_gone, translate
 from eventbus.redis.scripts import PUBLISH
 
 logger: Final = logging.getLogger("eventbus.redis")
@@ -184,7 +184,7 @@ class Publisher:
                 )
             except TransportError:
                 return
-            if any(map(_is_unavailable, replies)):
+            if any(_is_unavailable(reply) and not group_is_gone(reply) for reply in replies):
                 return  # it is loading its data, or waits for its master: it is asked again
             info, entry, oldest, before = replies
             if _is_forgotten(newest, info, entry, oldest):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import timedelta
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import msgspec
 
 from eventbus.errors import ConfigurationError
+from eventbus.redis.audit import count
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel
 from eventbus.redis.scripts import PRUNE, TRIM
@@ -56,11 +57,7 @@ async def trim(channel: Channel, stream: str, retention: Retention) -> int:
             stream, group.decode(), id.decode(), retention.max_pin,
             "keeps everything after it" if retention.abandoned == "report" else "loses it", stream, group.decode(),
         )  # fmt: skip
-    total = step = int(removed)
-    while step:
-        await asyncio.sleep(PAUSE)
-        step, *_ = await channel.run(TRIM.call(stream, args=(*times, retention.abandoned, bound)))
-        total += step
+    total = await _go_on(channel, int(removed), TRIM.call(stream, args=(*times, retention.abandoned, bound)))
     if total:
         logger.debug("%s: %d entries before %s were removed", stream, total, bound.decode())
 
@@ -68,21 +65,30 @@ async def trim(channel: Channel, stream: str, retention: Retention) -> int:
 
 
 async def prune(channel: Channel, keys: Keys, retention: Retention) -> int:
-    """Remove dead letters that are older than they are kept, the alarm before; how many went."""
-    due, alarm, removed = await channel.run(
-        PRUNE.call(keys.dead, keys.state, args=(_ms(retention.dead_letters), _ms(retention.alarm)))
-    )
-    if alarm:
+    """Remove dead letters that are older than they are kept, the alarm before; how many went. In steps, as `trim`."""
+    times = _ms(retention.dead_letters), _ms(retention.alarm)
+    removed, bound, announced = await channel.run(PRUNE.call(keys.dead, keys.state, args=(*times, "")))
+    if announced:
         logger.error(
             "%s/%s: %d dead letters will be older than %s within %s and are dropped then; look at them, and requeue what is worth it",
-            keys.stream, keys.group, due, retention.dead_letters, retention.alarm,
+            keys.stream, keys.group, await count(channel, keys.dead, "0-0", announced.decode()), retention.dead_letters, retention.alarm,
         )  # fmt: skip
-    if removed:
-        logger.error(
-            "%s/%s: %d dead letters were dropped, older than %s", keys.stream, keys.group, removed, retention.dead_letters
-        )
+    total = await _go_on(channel, int(removed), PRUNE.call(keys.dead, keys.state, args=(*times, bound)))
+    if total:
+        logger.error("%s/%s: %d dead letters were dropped, older than %s", keys.stream, keys.group, total, retention.dead_letters)
 
-    return int(removed)
+    return total
+
+
+async def _go_on(channel: Channel, removed: int, command: tuple[Any, ...]) -> int:
+    """Remove what a first step has left, until there is nothing; how many went in all."""
+    total = removed
+    while removed:
+        await asyncio.sleep(PAUSE)
+        removed, *_ = await channel.run(command)
+        total += removed
+
+    return total
 
 
 def _ms(time: timedelta) -> int:

@@ -91,6 +91,8 @@ class RedisSubscription:
         self._own: dict[str, str] = {}
         """Sources to be read again for what is pending for us, each behind this id."""
         self._sweeping = False
+        self._sweeps = False
+        """Whether it is the turn of a sweep, where there is one to do: what was left may be much, and what is new does not wait for it."""
         self._began: dict[str, str] = {}
         """Where our group was on each stream when we joined it."""
         self._doubtful = False
@@ -166,6 +168,7 @@ class RedisSubscription:
                     await self._gate.wait(exc, self._stopped)
             except Full as exc:
                 self._own = dict.fromkeys(self._sources, "0")
+                self._sweeping = False  # it has claimed nothing
                 await self._gate.wait(exc, self._stopped)
             else:
                 self._answered = time.monotonic()
@@ -191,7 +194,8 @@ class RedisSubscription:
         if now >= self._sweep_at and not self._to_sweep:
             await self._glance(now)
         await self._move_due(now)
-        if self._to_sweep and (found := await self._sweep(limit)):
+        self._sweeps = not self._sweeps
+        if self._to_sweep and self._sweeps and (found := await self._sweep(limit)):
             return found
         if self._own and (found := await self._read_own(limit)):
             return found
@@ -226,7 +230,7 @@ class RedisSubscription:
             )
             if found:
                 return found
-        wait = min([self._sweep_at, *self._due_at.values()]) - time.monotonic()
+        wait = 0.0 if self._to_sweep else min([self._sweep_at, *self._due_at.values()]) - time.monotonic()
         block = max(1, int(min(BLOCK, wait) * 1000))
         began = time.monotonic()
         if self._stopped.is_set():  # while something else was awaited: then nobody ends a read that waits
@@ -319,6 +323,7 @@ class RedisSubscription:
         """
         while self._own:
             source, after = next(iter(self._own.items()))
+            known = self._in_hand(source)
             reply = await self._reader.run(
                 ("XREADGROUP", "GROUP", self._request.group, self.consumer, "COUNT", 100, "STREAMS", source, after)
             )
@@ -326,14 +331,14 @@ class RedisSubscription:
             if not entries:
                 del self._own[source]
                 continue
-            done = self._acks.of(source)
+            known |= self._in_hand(source)
             found: list[Delivery] = []
-            vanished = [text for id, fields in entries if not fields and (source, text := id.decode()) not in self._held]
+            vanished = [text for id, fields in entries if not fields and (text := id.decode()) not in known]
             if vanished:  # first, for it may fail, and what is held by then would be forgotten
                 await self._vanished(source, vanished)
             for id, fields in entries:
                 text = id.decode()
-                if (source, text) not in self._held and text not in done and fields:
+                if fields and text not in known:
                     if len(found) == limit:
                         break
                     found.append(self._hold(source, id, fields, suspect=self._doubtful))
@@ -343,6 +348,12 @@ class RedisSubscription:
         self._doubtful = False
 
         return []
+
+    def _in_hand(self, source: str) -> set[str]:
+        """What is held, and what is handled and may be pending still. Asked for before the server is and after: an entry that is settled in
+        between, over the other connection, may stand in the reply.
+        """
+        return {id for of, id in self._held if of == source} | self._acks.of(source)
 
     async def _glance(self, now: float) -> None:
         """Begin a sweep: see where anything is pending or delayed. Where nothing is, that was it."""
@@ -367,6 +378,7 @@ class RedisSubscription:
             keys = self._sources[source]
             while True:
                 self._sweeping = True
+                known = self._in_hand(source)
                 page = await self._reader.run(
                     SWEEP.call(
                         source, keys.state,
@@ -383,11 +395,11 @@ class RedisSubscription:
                     logger.warning("%s: the server's clock went back; leases on %s begin anew", self._gate.title, source)
                 if vanished:
                     self._say_vanished(source, [id.decode() for id in vanished])
-                done = self._acks.of(source)
+                known |= self._in_hand(source)
                 found = [
                     self._hold(source, id, fields, suspect=count != 0)
                     for id, count, fields in claimed
-                    if (source, id.decode()) not in self._held and id.decode() not in done
+                    if id.decode() not in known
                 ]
                 if found:
                     return found  # and go on from the cursor at once
@@ -452,14 +464,23 @@ class RedisSubscription:
     # ---------------------------------------------------------------------------------------------------------- settle
 
     def ack(self, delivery: Delivery, /) -> None:
-        if self._held.pop((delivery.source, delivery.source_id), None) is None and delivery.lost:
+        if not self._let_go(delivery) and delivery.lost:
             return
         self._acks.add(delivery)
         if self._flush_timer is None:
             self._flush_later()
 
     def settled(self, delivery: Delivery, /) -> None:
-        self._held.pop((delivery.source, delivery.source_id), None)
+        self._let_go(delivery)
+
+    def _let_go(self, delivery: Delivery) -> bool:
+        """Hold it no longer, and whether it was held. It may have come to us once more since it was lost: that one stays held."""
+        key = (delivery.source, delivery.source_id)
+        if self._held.get(key) is not delivery:
+            return False
+        del self._held[key]
+
+        return True
 
     async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:
         keys = self._sources[delivery.source]
@@ -504,6 +525,11 @@ class RedisSubscription:
                 starts = checked(reply, self._endpoint)
                 break
             except (Unavailable, Full) as exc:
+                if group_is_gone(
+                    exc
+                ):  # and the delivery with it. The reader makes it again, and may have no room before this ends
+                    starts = 0
+                    break
                 if self._stopped.is_set():  # not counted, and so not started; given back when we leave
                     delivery.lost = True
                 if delivery.lost:
@@ -522,7 +548,7 @@ class RedisSubscription:
     async def release(self, deliveries: Sequence[Delivery], /) -> None:
         by_source: dict[str, list[str]] = {}
         for delivery in deliveries:
-            if self._held.pop((delivery.source, delivery.source_id), None) is not None:
+            if self._let_go(delivery):
                 by_source.setdefault(delivery.source, []).append(delivery.source_id)
         for source, ids in by_source.items():
             state = self._sources[source].state
@@ -541,6 +567,8 @@ class RedisSubscription:
 
     async def flush(self) -> None:
         while self._acks or self._acks.under_way:
+            if self._broken is not None:
+                raise self._broken
             self._flush_soon()
             if self._flushing is not None:
                 await asyncio.wait([self._flushing])
@@ -566,7 +594,7 @@ class RedisSubscription:
         try:
             reply = await self._control.run(command)
         except (Unavailable, Full) as exc:
-            if key not in self._held:
+            if self._held.get(key) is not delivery:
                 return False
             level = logging.DEBUG if self._unsettled else logging.WARNING  # or a full server would fill the log
             self._unsettled[key] = command
@@ -579,7 +607,7 @@ class RedisSubscription:
                 self._renew_soon()
             logger.log(level, "%s: %s is not settled yet: %s", self._gate.title, delivery.source_id, exc)
             return True
-        self._held.pop(key, None)
+        self._let_go(delivery)
 
         return bool(reply)
 
@@ -626,14 +654,11 @@ class RedisSubscription:
                     next_beat = time.monotonic() + beat
                 if self._unsettled:
                     await self._settle_again()
-            except Full:
-                pass  # tried again after the pause: waiting longer would cost the leases, which can be renewed without memory
+            except Full:  # tried again after a pause. A full memory lets leases be renewed; a full disk does not
+                next_beat = max(next_beat, time.monotonic() + min(0.5, beat))
             except Unavailable as exc:
-                if group_is_gone(exc):
-                    next_beat = time.monotonic() + beat / 2
-                else:
-                    await self._gate.wait(exc, at_most=self._patience)
-                    next_beat = time.monotonic()
+                await self._gate.wait(exc, at_most=self._patience)
+                next_beat = time.monotonic()
 
     async def _pause(self, seconds: float) -> None:
         """So long, or until something is to be done at once."""
@@ -669,12 +694,17 @@ class RedisSubscription:
             by_source.setdefault(source, []).append(id)
         for source, ids in by_source.items():
             for at in range(0, len(ids), PER_CALL):
-                lost, gone, settled = await self._control.run(
-                    RENEW.call(
-                        source, self._sources[source].state,
-                        args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]),
-                    )
-                )  # fmt: skip
+                try:
+                    lost, gone, settled = await self._control.run(
+                        RENEW.call(
+                            source, self._sources[source].state,
+                            args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]),
+                        )
+                    )  # fmt: skip
+                except Unavailable as exc:
+                    if group_is_gone(exc):
+                        break  # which the reader makes again; the leases on other streams do not wait for that
+                    raise
                 for id in lost:
                     self._lose(source, id.decode())
                 for id in settled:
@@ -703,7 +733,11 @@ class RedisSubscription:
     async def _settle_again(self) -> None:
         for key, command in list(self._unsettled.items()):
             if key in self._held:
-                await self._control.run(command)
+                try:
+                    await self._control.run(command)
+                except Unavailable as exc:
+                    if not group_is_gone(exc):  # or there is nothing to settle
+                        raise
                 self._held.pop(key, None)
                 self._due_at[self._sources[key[0]].stream] = time.monotonic()  # it may have been a retry: ask when it is due
                 self._unblock()
@@ -813,7 +847,7 @@ class RedisSubscription:
         self.stop()
         if self._abandoned:
             return
-        with anyio.move_on_after(LEAVE_WITHIN):
+        with anyio.move_on_after(LEAVE_WITHIN) as scope:
             try:
                 await self.flush()
                 if self._unsettled:
@@ -830,6 +864,11 @@ class RedisSubscription:
                     checked(reply, self._endpoint)
             except TransportError as exc:
                 logger.info("%s: could not remove our consumer, others will: %s", self._gate.title, exc)
+        if scope.cancelled_caught:
+            logger.warning(
+                "%s: leaving without an answer for %g s: what was handled last may be delivered again, and what is held when its lease is over",
+                self._gate.title, LEAVE_WITHIN,
+            )  # fmt: skip
 
     async def _close(self) -> None:
         if self._flush_timer is not None:

@@ -194,7 +194,7 @@ def prune(server: Server) -> Call:
     for id in ("1000-0", "2000-0", "*"):
         server.client.execute_command("XADD", KEYS.dead, id, *WORDS)
     server.client.hset(KEYS.state, mapping={"alarm": 1, "announced": "2000-0"})
-    return call("prune", KEYS.dead, KEYS.state, args=(86_400_000, 3_600_000))
+    return call("prune", KEYS.dead, KEYS.state, args=(86_400_000, 3_600_000, ""))
 
 
 @case

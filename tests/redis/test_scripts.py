@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 import redis
 
-from eventbus.redis import RedisTransport
+from eventbus.redis import RedisTransport, retention
 from eventbus.redis.keys import Keys
+from eventbus.redis.retention import Retention
 from eventbus.redis.scripts import (
     ACK,
     AUDIT,
@@ -622,51 +623,48 @@ async def test_a_trim_goes_on_until_all_that_is_old_is_gone(live: RedisTransport
     assert [b"young"] == [fields[b"id"] for _, fields in server.client.xrange(S)]
 
 
+def prune(server: Any, days: int = 30, bound: str | bytes = "") -> Any:
+    """How many were removed, up to where, and up to which id they are announced with this call."""
+    return server.run(PRUNE, KEYS.dead, KEYS.state, args=(days * DAY, DAY, bound))
+
+
 def test_prune_raises_the_alarm_a_while_before_it_removes(server: Any) -> None:
     """And removes only what is old by then."""
-    call = (PRUNE, KEYS.dead, KEYS.state)
-    assert [0, 0, 0] == server.run(*call, args=(30 * DAY, DAY))
+    assert [0, b"", b""] == prune(server)
     server("XADD", KEYS.dead, "1000-0", "id", "old")
     server("XADD", KEYS.dead, "*", "id", "young")
 
-    assert [1, 1, 0] == server.run(*call, args=(30 * DAY, DAY))
-    assert [1, 0, 0] == server.run(*call, args=(30 * DAY, DAY))
+    assert [[0, b"", b"1000-0"], [0, b"", b""]] == [prune(server), prune(server)]
     server.client.hincrby(KEYS.state, "alarm", -DAY)
-    assert [1, 0, 1] == server.run(*call, args=(30 * DAY, DAY))
-    assert [0, 0, 0] == server.run(*call, args=(30 * DAY, DAY))
+    assert [[1, b"1000-1", b""], [0, b"", b""]] == [prune(server), prune(server)]
     assert [b"young"] == [fields[b"id"] for _, fields in server.client.xrange(KEYS.dead)]
 
 
 def test_prune_removes_none_that_was_not_announced(server: Any) -> None:
     """Also where new ones come all the time: those that came due after the alarm have an alarm of their own."""
-
-    def prune() -> object:
-        return server.run(PRUNE, KEYS.dead, KEYS.state, args=(30 * DAY, DAY))
-
     server("XADD", KEYS.dead, "1000-0", "id", "first")
     server("XADD", KEYS.dead, "1000-1", "id", "second")
-    assert [2, 1, 0] == prune()
+    assert [0, b"", b"1000-1"] == prune(server)
     server("XADD", KEYS.dead, "1000-2", "id", "third")
-    assert [3, 0, 0] == prune()
+    assert [0, b"", b""] == prune(server)
     server.client.hincrby(KEYS.state, "alarm", -DAY)
-    assert [3, 0, 2] == prune()
+    assert [2, b"1000-2", b""] == prune(server)
 
-    assert [[1, 1, 0], [1, 0, 0]] == [prune(), prune()]
+    assert [[0, b"", b"1000-2"], [0, b"", b""]] == [prune(server), prune(server)]
     server.client.hincrby(KEYS.state, "alarm", -DAY)
-    assert [[1, 0, 1], [0, 0, 0]] == [prune(), prune()]
+    assert [[1, b"1000-3", b""], [0, b"", b""]] == [prune(server), prune(server)]
     assert {} == server.client.hgetall(KEYS.state)
 
 
 def test_prune_announces_the_next_when_what_was_announced_is_gone(server: Any) -> None:
     """Because it was requeued; or the alarm was raised by an earlier version, which did not note for which."""
-    call = (PRUNE, KEYS.dead, KEYS.state)
     server.client.hset(KEYS.state, "alarm", 1)
     server("XADD", KEYS.dead, "1000-0", "id", "first")
-    assert [1, 1, 0] == server.run(*call, args=(30 * DAY, DAY))
+    assert b"1000-0" == prune(server)[2]
     server("XADD", KEYS.dead, "1000-1", "id", "second")
     server.client.xdel(KEYS.dead, "1000-0")
 
-    assert [1, 1, 0] == server.run(*call, args=(30 * DAY, DAY))
+    assert b"1000-1" == prune(server)[2]
 
 
 def test_prune_keeps_what_was_announced_and_is_kept_for_longer_now(server: Any) -> None:
@@ -675,12 +673,26 @@ def test_prune_keeps_what_was_announced_and_is_kept_for_longer_now(server: Any) 
     old = seconds * 1000 - 30 * DAY
     for id in (old - DAY, old + DAY // 2):
         server("XADD", KEYS.dead, f"{id}-0", "id", "one")
-    assert [2, 1, 0] == server.run(PRUNE, KEYS.dead, KEYS.state, args=(30 * DAY, DAY))
+    assert f"{old + DAY // 2}-0".encode() == prune(server)[2]
     server.client.hincrby(KEYS.state, "alarm", -DAY)
 
-    assert [2, 0, 1] == server.run(PRUNE, KEYS.dead, KEYS.state, args=(30 * DAY, DAY))
-    assert [0, 0, 0] == server.run(PRUNE, KEYS.dead, KEYS.state, args=(60 * DAY, DAY))
+    assert 1 == prune(server)[0]
+    assert [0, b"", b""] == prune(server, days=60)
     assert 1 == server.client.xlen(KEYS.dead)
+
+
+async def test_dead_letters_are_removed_in_steps(live: RedisTransport, server: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Or a service that buries much would stop its server for seconds. All that were announced are counted, and go."""
+    server("EVAL", ADD, 1, KEYS.dead, 25_000, 10)
+    assert 0 == await retention.prune(live._channel, KEYS, Retention())
+    assert f"{S}/g: 25000 dead letters will be older than 30 days" in caplog.text
+
+    server.client.hincrby(KEYS.state, "alarm", -DAY)
+    first, *_ = prune(server)
+    assert 9_900 <= first <= 10_200
+    assert 25_000 - first == await retention.prune(live._channel, KEYS, Retention())
+    assert f"{25_000 - first} dead letters were dropped" in caplog.text
+    assert 0 == server.client.xlen(KEYS.dead)
 
 
 def audit(server: Any, interval: int = 0) -> Any:

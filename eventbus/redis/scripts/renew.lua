@@ -15,6 +15,7 @@ for i = 3, #ARGV do
   elseif #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID') == 0 then
     gone[#gone + 1] = ARGV[i]
     redis.call('XACK', KEYS[1], ARGV[1], ARGV[i])
+    redis.call('HDEL', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. ARGV[i])
   end
 end
 if #gone > 0 then redis.call('HINCRBY', KEYS[2], 'vanished', #gone) end

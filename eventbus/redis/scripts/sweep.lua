@@ -40,6 +40,7 @@ if summary[1] > 0 then
       found[#found + 1] = {id, count, entry[2]}
     else
       redis.call('XACK', KEYS[1], ARGV[1], id)
+      redis.call('HDEL', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. id)
       vanished[#vanished + 1] = id
     end
   end

@@ -24,9 +24,4 @@ for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
     if before(low, bound) and not (ARGV[3] == 'trim' and before(low, pinned)) then bound = low end
   end
 end
-local n = redis.call('XTRIM', KEYS[1], 'MINID', '~', bound, 'LIMIT', 10000)
-if n <= 9900 then -- not stopped by its limit: what is left lies in one node, of a hundred entries unless the server was told otherwise
-  local rest = redis.call('XRANGE', KEYS[1], '-', bound, 'COUNT', 101)
-  n = n + redis.call('XTRIM', KEYS[1], 'MINID', '=', rest[101] and rest[101][1] or bound)
-end
-return {n, bound, unpack(pins)}
+return {cut(KEYS[1], bound), bound, unpack(pins)}
