@@ -27,7 +27,7 @@ import itertools
 import re
 import traceback
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 if TYPE_CHECKING:
     from eventbus.envelope import Envelope
@@ -153,18 +153,27 @@ class ConcurrencyError(EventBusError):
     """A value changed between the reading and the writing of a unit of work; handle the message again."""
 
 
+LONGEST_DELAY: Final = 100 * 365 * 86_400.0
+"""Seconds, at most, until something is tried again: what comes later comes never, and is not to overflow anywhere on its way."""
+
+
+def seconds_of(delay: float) -> float:
+    """A delay as a float, whatever kind of number it is; `LONGEST_DELAY` for a longer one."""
+    return float(min(delay, LONGEST_DELAY))
+
+
 class Retry(Exception):
     """Raised by a handler: deliver this again, after so many seconds.
 
-    Without `after` the subscriber's policy says how long to wait. An explicit delay is always granted: it does not count against the
-    policy's attempts, though the attempt number rises.
+    Without `after` the subscriber's policy says how long to wait. An explicit delay is always granted, up to a hundred years: it does not count
+    against the policy's attempts, though the attempt number rises.
     """
 
     def __init__(self, reason: str = "", *, after: float | None = None) -> None:
         super().__init__(reason or "the handler asked for another attempt")
         if after is not None and not 0 <= after < float("inf"):
-            raise ValueError(f"Retry(after={after!r}): seconds, zero or more")
-        self.after = after
+            raise ValueError(f"Retry(after={after!r:.80}): seconds, zero or more")
+        self.after = None if after is None else seconds_of(after)
 
 
 class Reject(Exception):

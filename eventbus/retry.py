@@ -14,7 +14,7 @@ from collections.abc import Callable
 from eventbus.errors import ConfigurationError
 
 Policy = Callable[[int, Exception], float | None]
-"""``(attempt that failed, its error) -> seconds until the next, or None to bury``."""
+"""``(attempt that failed, its error) -> seconds until the next (a hundred years at most), or None to bury``."""
 
 
 def exponential(

@@ -28,7 +28,18 @@ import msgspec
 
 from eventbus.bus import MessageBus
 from eventbus.envelope import CONTENT_TYPE, JSON, decode, is_harmless, split_type
-from eventbus.errors import ConfigurationError, DecodeError, LeaseLost, Reject, Retry, TransportError, excerpt, only_one, text_of
+from eventbus.errors import (
+    ConfigurationError,
+    DecodeError,
+    LeaseLost,
+    Reject,
+    Retry,
+    TransportError,
+    excerpt,
+    only_one,
+    seconds_of,
+    text_of,
+)
 from eventbus.message_store import SINKHOLE
 from eventbus.messages import Message, check_name
 from eventbus.retry import Policy, exponential
@@ -42,6 +53,8 @@ logger: Final = logging.getLogger("eventbus")
 _STREAMING = TransactionStatus.streaming
 _SQUARE, _CURLY = ord("["), ord("{")
 
+MOST_CONCURRENCY = 10_000
+"""Handlers at once, at most: each has a task of its own from the beginning."""
 READ_AHEAD = 200
 """Entries, at most, that wait behind those being handled."""
 READ_AHEAD_SECONDS = 0.1
@@ -91,10 +104,10 @@ def verdict(error: Exception | None, attempt: int, policy: Policy) -> Ack | Agai
     delay = policy(attempt, error)
     if delay is not None and not 0 <= delay < float("inf"):
         raise ConfigurationError(
-            f"a retry policy answers with seconds, zero or more, or None to give up; this one said {delay!r}"
+            f"a retry policy answers with seconds, zero or more, or None to give up; this one said {delay!r:.80}"
         )
 
-    return Bury("attempts exhausted", error) if delay is None else Again(delay, error)
+    return Bury("attempts exhausted", error) if delay is None else Again(seconds_of(delay), error)
 
 
 class Statistics(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +141,7 @@ class Subscriber:
     * `streams`, `group`: whose deliveries these are. Run it in ten processes and they are ten consumers of one group.
     * `unit_of_work`: called with the transport for each delivery, returns a unit of work (or an awaitable of one); by default a plain
       one that publishes to the same transport.
-    * `concurrency`: how many handlers run at once. One handles in stream order; more keep no order.
+    * `concurrency`: how many handlers run at once, 10,000 at most. One handles in stream order; more keep no order.
     * `retry`: what follows a failed attempt; see `eventbus.retry`.
     * `start`: where the group begins when it is first created: ``"0"``, ``"$"``, an entry id or a datetime.
     * `lease`: seconds after which a consumer without a sign of life loses what it holds. Handlers may run as long as they like.
@@ -167,6 +180,8 @@ class Subscriber:
             if not isinstance(value, (int, kind)) or not value >= least:
                 what = "a whole number" if kind is int else "seconds"
                 raise ConfigurationError(f"Subscriber({name}={value!r}): {what}, {least} or more")
+        if self.concurrency > MOST_CONCURRENCY:
+            raise ConfigurationError(f"Subscriber(concurrency={self.concurrency!r:.80}): {MOST_CONCURRENCY} at the most")
         if self.lease == float("inf"):
             raise ConfigurationError("Subscriber(lease=inf): what a dead process held would never be taken over; give seconds")
         if not callable(self.retry):

@@ -240,7 +240,7 @@ def start_position(start: str | datetime) -> str:
         return f"{ms - 1}-{2**64 - 1}" if ms else "0-0"
     if start == "$":
         return "$"
-    if isinstance(start, str) and (found := _ENTRY_ID.fullmatch(start)):
+    if isinstance(start, str) and (found := _ENTRY_ID.fullmatch(start)) and max(int(found[1]), int(found[2] or 0)) < 2**64:
         return f"{found[1]}-{found[2] or 0}"
 
     raise ConfigurationError(
@@ -249,7 +249,7 @@ def start_position(start: str | datetime) -> str:
     )
 
 
-_ENTRY_ID = re.compile(r"(\d{1,20})(?:-(\d{1,20}))?")
+_ENTRY_ID = re.compile(r"([0-9]{1,20})(?:-([0-9]{1,20}))?")
 
 
 def new_consumer() -> str:

@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import anyio
@@ -495,6 +497,42 @@ async def test_a_policy_that_fails_keeps_the_delivery(
 
         assert [1] == handled
     assert "the retry policy failed" in caplog.text
+
+
+@pytest.mark.parametrize("delay", [1e306, 10**400, Decimal(10) ** 30])
+async def test_a_delay_is_a_hundred_years_at_most(
+    bus: MessageBus, subscriber: Subscriber, transport: Observed, delay: Any
+) -> None:
+    """A policy that grows without bound, or a handler that means never, ends nothing by it."""
+    century = 100 * 365 * 86_400
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        raise Retry(after=delay) if event.number else ValueError("odd")
+
+    for number in (0, 1):
+        await publish(transport, Registered(number=number))
+        async with running(replace(subscriber, retry=lambda *_: delay)):
+            await wait_all_tasks_blocked()
+            backlog = await transport.backlog(STREAM, GROUP)
+
+            assert (0, 0, number + 1) == (backlog.unread, backlog.pending, backlog.delayed)
+            assert backlog.next_in == pytest.approx(century, abs=60)
+
+
+async def test_a_delay_may_be_any_kind_of_number(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
+    """Who computes with `Decimal` or `Fraction` need not know what the server takes."""
+    delays: list[Any] = [Decimal("0.5"), Fraction(1, 2)]
+    handle, handled = failing(lambda: ValueError("odd"), times=2)
+    bus.add_listener(Registered, handle)
+    await publish(transport, Registered(number=1))
+    async with running(replace(subscriber, retry=lambda attempt, _: delays[attempt - 1])):
+        for _ in delays:
+            await wait_all_tasks_blocked()
+            transport.clock.advance(0.5)
+        await wait_all_tasks_blocked()
+
+    assert [1] == handled
 
 
 async def test_a_unit_of_work_that_cannot_be_made_is_a_failed_attempt(
@@ -1471,11 +1509,15 @@ async def test_what_came_from_a_stream_is_not_published_again(
         ({"group": ""}, "group name ''"),
         ({"group": "ä"}, "group name 'ä'"),
         ({"start": "yesterday"}, "start='yesterday'"),
+        ({"start": "18446744073709551616"}, "start='18446744073709551616'"),
+        ({"start": "1-18446744073709551616"}, "start='1-18446744073709551616'"),
+        ({"start": "\N{ARABIC-INDIC DIGIT THREE}"}, "start="),
         ({"start": datetime(2026, 1, 1)}, "no time zone"),  # noqa: DTZ001
         ({"bus": None}, "give a MessageBus"),
         ({"transport": "redis://localhost"}, "write transport=connect("),
         ({"concurrency": 0}, "concurrency=0"),
         ({"concurrency": 2.5}, "concurrency=2.5"),
+        ({"concurrency": 10_001}, "concurrency=10001): 10000 at the most"),
         ({"lease": 0}, "lease=0"),
         ({"grace": -1}, "grace=-1"),
         ({"max_crashes": 0}, "max_crashes=0"),
@@ -1496,7 +1538,7 @@ def test_a_mistake_is_found_where_it_is_made(bus: MessageBus, transport: Observe
 
 def test_a_declaration_may_begin_anywhere_and_be_copied(subscriber: Subscriber) -> None:
     """`dataclasses.replace` makes another, which shares nothing with it but what it declares."""
-    for start in ("0", "$", "1700000000000-0", datetime(2026, 1, 1, tzinfo=UTC)):
+    for start in ("0", "$", "1700000000000-0", "18446744073709551615-18446744073709551615", datetime(2026, 1, 1, tzinfo=UTC)):
         other = replace(subscriber, start=start)
 
         assert start == other.start

@@ -11,6 +11,8 @@ import msgspec
 from eventbus.cli.endings import Code, Failure, did_you_mean
 from eventbus.cli.servers import address, reach
 from eventbus.connect import connect
+from eventbus.errors import ConfigurationError, excerpt
+from eventbus.messages import check_name
 
 
 def run(stream: str, groups: Sequence[str], *, url: str, as_json: bool) -> int:
@@ -25,7 +27,9 @@ async def _run(stream: str, groups: Sequence[str], url: str, as_json: bool) -> i
         if not isinstance(transport, RedisTransport):
             raise Failure(f"{address(transport)} keeps no counts; an audit is of streams on a server", Code.USAGE)
         await reach(transport, stream, groups[0] if groups else "audit", advice="start it, or name another with --url")
-        there = await transport.groups(stream)
+        there, strange = _sorted_out(await transport.groups(stream))
+        for name in strange if not groups else ():
+            click.echo(f"stream {stream!r} has a group {excerpt(name)!r} too, which is none of ours: left out", err=True)
         if not there:
             raise Failure(f"{address(transport)} has no stream {stream!r} with groups on it", Code.USAGE)
         lost = False
@@ -38,3 +42,16 @@ async def _run(stream: str, groups: Sequence[str], url: str, as_json: bool) -> i
             click.echo(msgspec.json.encode(found).decode() if as_json else str(found))
 
     return Code.LOST if lost else Code.OK
+
+
+def _sorted_out(groups: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Names that a group of ours may have, and names that it may not."""
+    ours: list[str] = []
+    strange: list[str] = []
+    for name in groups:
+        try:
+            ours.append(check_name("group", name))
+        except ConfigurationError:
+            strange.append(name)
+
+    return ours, strange

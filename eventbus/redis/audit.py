@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import Final
 
 import msgspec
 
-from eventbus.redis.entries import place_of
+from eventbus.errors import Full
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel
 from eventbus.redis.scripts import AUDIT, COUNT
@@ -62,12 +63,25 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
 
     Unread entries are counted from the entries themselves, a thousand at a time, up to the last one at the moment when the other numbers
     were taken: the result is exact unless entries are deleted while they are counted.
+
+    Where something was lost is told by what earlier audits of the janitor's, those with an interval, have noted: up to which id all was
+    settled when it last added up, and which was the last id when so much was first found lost.
     """
     numbers = await channel.run(AUDIT.call(keys.stream, keys.state, keys.added, args=(keys.group, int(interval * 1000))))
     if not numbers:
         return None
-    added, base, settled, vanished, pending, delivered, last, first, checkpoint = numbers
+    added, base, settled, vanished, pending, delivered, last, checkpoint, sound, noted = numbers
     unread = await count(channel, keys.stream, delivered.decode(), last)
+    lost = added - base - settled - pending - unread
+    if lost:
+        known, _, upto = noted.partition(b" ")
+        note = (b"lost", b"%d %b" % (lost, last)) if known != b"%d" % lost else ()
+        last = last if note else upto
+    else:
+        note = (b"sound", checkpoint, b"lost", b"") if (sound, noted) != (checkpoint, b"") else ()
+    if note and interval:
+        with suppress(Full):  # it is noted later
+            await channel.run(("HSET", keys.state, *note))
 
     return Audit(
         stream=keys.stream,
@@ -77,9 +91,9 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
         pending=pending,
         unread=unread,
         vanished=vanished,
-        lost=added - base - settled - pending - unread,
-        after=checkpoint.decode() or "0-0",
-        before=first.decode() if first and place_of(first) > place_of(checkpoint) else last.decode(),
+        lost=lost,
+        after=sound.decode() or "0-0",
+        before=last.decode(),
     )
 
 

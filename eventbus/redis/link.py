@@ -300,6 +300,10 @@ def translate(error: Exception, what: str) -> TransportError:
     """Ours for theirs: whether trying again can help, and what to do if not."""
     if isinstance(error, TransportError):
         return error
+    while isinstance(error, redis.exceptions.ConnectionError) and isinstance(error.__cause__, redis.exceptions.RedisError):
+        error = (
+            error.__cause__
+        )  # over a unix socket redis-py says that it could not connect, whatever the server said to its greeting
     code = getattr(error, "status_code", None)  # redis-py takes the first word of what the server said off the text
     said = f"{code} {error}" if isinstance(code, str) and not str(error).startswith(code) else str(error)
     text = excerpt(hide_passwords(said) or type(error).__name__, 300)

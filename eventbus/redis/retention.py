@@ -9,7 +9,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
-from eventbus.errors import ConfigurationError
+from eventbus.errors import ConfigurationError, excerpt
 from eventbus.redis.audit import count
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel
@@ -51,11 +51,12 @@ async def trim(channel: Channel, stream: str, retention: Retention) -> int:
     times = _ms(retention.entries), _ms(retention.max_pin)
     removed, bound, *pins = await channel.run(TRIM.call(stream, args=(*times, retention.abandoned, "")))
     for group, id in zip(pins[::2], pins[1::2], strict=True):
+        name = excerpt(group.decode(errors="replace"))  # it may be of any program
         logger.error(
             "%s: the group %s has not settled %s for longer than %s, and %s; run its subscribers, or destroy it with "
             "XGROUP DESTROY %s %s",
-            stream, group.decode(), id.decode(), retention.max_pin,
-            "keeps everything after it" if retention.abandoned == "report" else "loses it", stream, group.decode(),
+            stream, name, id.decode(), retention.max_pin,
+            "keeps everything after it" if retention.abandoned == "report" else "loses it", stream, name,
         )  # fmt: skip
     total = await _go_on(channel, int(removed), TRIM.call(stream, args=(*times, retention.abandoned, bound)))
     if total:

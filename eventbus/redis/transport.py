@@ -126,7 +126,7 @@ class RedisTransport:
         return bool(id)
 
     async def groups(self, stream: str) -> list[str]:
-        """The groups on a stream, by name; none if there is no such stream."""
+        """The groups on a stream, by name; none if there is no such stream. Those of other programs may have names that ours cannot have."""
         self._open()
         try:
             rows = await self._channel.run(("XINFO", "GROUPS", check_name("stream", stream)))
@@ -135,7 +135,7 @@ class RedisTransport:
                 raise
             return []
 
-        return sorted(field_of(row, b"name").decode() for row in rows)
+        return sorted(field_of(row, b"name").decode(errors="replace") for row in rows)
 
     async def audit(self, stream: str, group: str) -> Audit | None:
         """Whether what was added since the group began is settled, pending or unread, or lost. None if there is no such group."""

@@ -82,6 +82,21 @@ def test_a_group_or_stream_that_is_not_there_is_one_line(eventbus: Command, url:
     assert "has no stream 'nowhere'" in done.stderr
 
 
+def test_a_group_that_is_none_of_ours_is_left_out(eventbus: Command, url: str) -> None:
+    """Other programs may read the stream too, in groups whose names ours could not have."""
+    with redis.Redis.from_url(url) as client:
+        for name in (b"\xff", b"w g"):
+            client.xgroup_create(S, name, "0")
+    done = eventbus("audit", S, "--url", url)
+
+    assert (0, 1) == (done.returncode, done.stdout.count("\n"))
+    assert [
+        f"stream {S!r} has a group 'w g' too, which is none of ours: left out",
+        f"stream {S!r} has a group '\N{REPLACEMENT CHARACTER}' too, which is none of ours: left out",
+    ] == done.stderr.splitlines()
+    assert "" == eventbus("audit", S, "mailer", "--url", url).stderr
+
+
 def test_a_server_that_does_not_answer_is_one_line(eventbus: Command) -> None:
     """Exit code 3, and the password is not in it."""
     done = eventbus("audit", S, "--url", "redis://user:canary@127.0.0.1:1/0")

@@ -178,6 +178,27 @@ def test_a_server_that_is_not_there_is_one_line(eventbus: Command, write: Write,
     assert time.monotonic() - begun < 3
 
 
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--wait", "nan"], "'nan' is not a number of seconds."),
+        (["--wait", "-1"], "-1.0 is not in the range x>=0."),
+        (["--concurrency", "9" * 20], "concurrency=99999999999999999999): 10000 at the most"),
+    ],
+)
+def test_a_number_without_sense_is_refused(eventbus: Command, write: Write, options: list[str], said: str) -> None:
+    """Before it fills the memory, or waits for what never comes."""
+    write(
+        "shop",
+        "from eventbus import MemoryTransport, MessageBus, Subscriber\n"
+        "one = Subscriber(bus=MessageBus(), transport=MemoryTransport(), streams=['s'], group='g')\n",
+    )
+    ended = eventbus("run", "shop:one", *options)
+
+    assert 2 == ended.returncode
+    assert said in ended.stderr
+
+
 def test_a_server_that_says_nothing_counts_as_not_there(eventbus: Command, write: Write) -> None:
     """It accepts the connection, as a stopped process or a firewall's proxy does, and that is all."""
     write(

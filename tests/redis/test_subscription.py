@@ -17,8 +17,9 @@ from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Retry, Subsc
 from eventbus.envelope import seal
 from eventbus.errors import Refused, Unavailable
 from eventbus.redis import RedisTransport
-from eventbus.redis.audit import Audit
-from eventbus.redis.scripts import DUE, JOIN
+from eventbus.redis.audit import Audit, audit
+from eventbus.redis.keys import Keys
+from eventbus.redis.scripts import DUE, GLANCE, JOIN
 from eventbus.redis.subscription import RedisSubscription
 from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
@@ -485,6 +486,45 @@ async def test_what_is_published_before_the_group_is_healed_is_not_missed(live: 
         assert 2 == server.client.xlen(S)
 
 
+async def test_an_audit_says_where_something_was_lost(live: RedisTransport, server: Any) -> None:
+    """The range is as narrow as what was known before, and holds all of it, however the group has gone on since."""
+
+    async def audited() -> Audit:
+        found = await audit(live._channel, Keys(S, "g"), interval=0.001)
+        while found is None:  # within the same millisecond
+            found = await audit(live._channel, Keys(S, "g"), interval=0.001)
+
+        return found
+
+    async def settle(count: int) -> None:
+        for _ in range(count):
+            [delivery] = await subscription.receive(1)
+            subscription.ack(delivery)
+        await subscription.flush()
+        server.run(GLANCE, S, keys.retry, keys.delayed, keys.state, args=("g",))  # which notes the checkpoint
+
+    keys, club = Keys(S, "g"), Club(live)
+    await club.publish(10)
+    ids = [id.decode() for id, _ in server.client.xrange(S)]
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription:
+        await settle(3)
+        assert await audited()
+        server.client.xdel(S, ids[4], ids[6])
+
+        found = await audited()
+        assert (2, ids[2], ids[9]) == (found.lost, found.after, found.before)
+        await settle(5)
+        await club.publish(1)
+        assert (2, ids[2], ids[9]) == ((found := await audited()).lost, found.after, found.before)
+        await settle(1)
+        assert (2, ids[2], ids[9]) == ((found := await audited()).lost, found.after, found.before)
+
+        await club.publish(1)
+        [last] = [id.decode() for id, _ in server.client.xrevrange(S, count=1)]
+        server.client.xdel(S, last)
+        assert (3, ids[2], last) == ((found := await audited()).lost, found.after, found.before)
+
+
 async def test_audits_that_take_long_are_rare(live: RedisTransport, monkeypatch: pytest.MonkeyPatch) -> None:
     """They count what is unread: a backlog is no reason to keep the server busy with that."""
     intervals: list[float] = []
@@ -617,6 +657,22 @@ async def test_an_entry_of_too_many_words_for_a_script_is_retried_and_buried_lik
     assert [(id.decode(), 1, "undecodable")] * 2 == [(dead.entry_id, dead.attempts, dead.reason) for dead in (first, again)]
 
 
+async def test_a_group_of_another_program_may_have_any_name(
+    live: RedisTransport, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It pins the stream, and is reported, in one line that can be read."""
+    server.client.xadd(S, {"id": "a"}, id="1000-0")
+    server.client.xgroup_create(S, b"\xff\n", "0")
+    await live.trim(S)
+
+    assert ["\N{REPLACEMENT CHARACTER}\N{REPLACEMENT CHARACTER}"] == [
+        found[1]
+        for record in caplog.records
+        if (found := re.match("club: the group (.*) has not settled 1000-0", record.message))
+    ]
+    assert ["\N{REPLACEMENT CHARACTER}\n"] == await live.groups(S)
+
+
 async def test_a_full_server_is_drained_and_what_cannot_be_buried_waits(live: RedisTransport, server: Any) -> None:
     """Acks work without memory; retries and dead letters are written when there is some again."""
     club = Club(live)
@@ -632,6 +688,28 @@ async def test_a_full_server_is_drained_and_what_cannot_be_buried_waits(live: Re
 
     assert 2 == len(await live.dead_letters(S, "g"))
     assert {n for n in range(20) if n % 10 != 7} == set(club.handled)
+
+
+@pytest.mark.parametrize("wrong", ["no password", "no such database"])
+@pytest.mark.parametrize("protocol", [2, 3])
+async def test_a_server_that_does_not_let_us_in_is_not_waited_for(
+    redis_server: LiveServer, server: Any, wrong: str, protocol: int
+) -> None:
+    """Trying again would not help: it is told what is wrong, at once."""
+    url = f"{redis_server.url.replace('db=0', 'db=99' if wrong == 'no such database' else 'db=0')}&protocol={protocol}"
+    if wrong == "no password":
+        server.client.config_set("requirepass", "pass")
+    try:
+        async with RedisTransport(url, stream=S) as transport:
+            said = (
+                "DB index is out of range"
+                if wrong == "no such database"
+                else "the server does not accept the user name or password"
+            )
+            with pytest.raises(Refused, match=said):
+                await Club(transport).subscriber.run()
+    finally:
+        server.client.config_set("requirepass", "")
 
 
 @pytest.mark.parametrize("key", [S, f"{{{S}}}:retry:g", f"{{{S}}}:group:g", f"{{{S}}}:dead:g", f"{{{S}}}:delayed:g"])

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eventbus.cli import logs
+from eventbus.cli import logs, options
 from eventbus.cli.endings import DEBUG, needs, show_tracebacks
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 @click.argument("targets", metavar="TARGET...", nargs=-1, required=True)
 @click.option("--url", envvar="EVENTBUS_URL", show_envvar=True, help="The server to use instead of the one that the relays name.")
 @click.option("--drain", is_flag=True, help="Send everything that waits, say how much that was, and end.")
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", envvar="EVENTBUS_WAIT", show_envvar=True,
-              help="How long to wait for a database or server that does not answer yet.")  # fmt: skip
+@options.wait("a database or server")
 @logs.options
 @click.option("--traceback", is_flag=True, help=f"Show whole tracebacks, as {DEBUG}=1 does.")
 def command(

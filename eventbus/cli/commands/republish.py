@@ -6,6 +6,7 @@ from datetime import datetime
 
 import click
 
+from eventbus.cli import options
 from eventbus.cli.endings import needs
 
 
@@ -36,8 +37,7 @@ def moment(context: click.Context, parameter: click.Parameter, value: str | None
 @click.option("--type", "kind", metavar="TYPE", help="Only these: book_registered_v1, or book_registered for all its versions.")
 @click.option("--into", metavar="STREAM", help="Into this stream, instead of their own.")
 @click.option("--url", envvar="EVENTBUS_URL", show_envvar=True, help="The server to use instead of the one that the relay names.")
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", envvar="EVENTBUS_WAIT", show_envvar=True,
-              help="How long to wait for a database or server that does not answer yet.")  # fmt: skip
+@options.wait("a database or server")
 def command(
     target: str, since: datetime, until: datetime | None, kind: str | None, into: str | None, url: str | None, wait: float
 ) -> int:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from eventbus.cli import logs
+from eventbus.cli import logs, options
 from eventbus.cli.endings import DEBUG, show_tracebacks
 
 if TYPE_CHECKING:
@@ -20,8 +20,7 @@ if TYPE_CHECKING:
 )
 @click.option("--concurrency", type=click.IntRange(min=1), metavar="N", envvar="EVENTBUS_CONCURRENCY", show_envvar=True,
               help="Handlers at once, instead of what the subscribers say.")  # fmt: skip
-@click.option("--wait", type=click.FloatRange(min=0), default=0.0, metavar="SECONDS", envvar="EVENTBUS_WAIT", show_envvar=True,
-              help="How long to wait for a server that does not answer yet.")  # fmt: skip
+@options.wait("a server")
 @logs.options
 @click.option("--traceback", is_flag=True, help=f"Show whole tracebacks, as {DEBUG}=1 does.")
 def command(

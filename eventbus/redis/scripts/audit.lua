@@ -4,7 +4,8 @@
 --   `audit-unread` counts that afterwards, for it may be long.
 -- KEYS     stream, group hash, added
 -- ARGV     group, interval in ms or 0
--- Replies  {added, base, settled, vanished, pending, last delivered id, last id, first id there or '', checkpoint or ''}, or {}
+-- Replies  {added, base, settled, vanished, pending, last delivered id, last id, checkpoint or '', and what an audit noted last, or '': the
+--           checkpoint when all added up, and how much was lost with the last id at the time when that was first seen}, or {}
 if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -19,11 +20,11 @@ for _, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local g = {}
   for i = 1, #row, 2 do g[row[i]] = row[i + 1] end
   if g.name == ARGV[1] then
-    local state = redis.call('HMGET', KEYS[2], 'base', 'settled', 'vanished', 'checkpoint')
-    local first = redis.call('XRANGE', KEYS[1], '-', '+', 'COUNT', 1)[1]
+    local state = redis.call('HMGET', KEYS[2], 'base', 'settled', 'vanished', 'checkpoint', 'sound', 'lost')
     return {
       tonumber(info['entries-added'] or redis.call('GET', KEYS[3]) or 0), tonumber(state[1] or 0), tonumber(state[2] or 0),
-      tonumber(state[3] or 0), g.pending, g['last-delivered-id'], info['last-generated-id'], first and first[1] or '', state[4] or '',
+      tonumber(state[3] or 0), g.pending, g['last-delivered-id'], info['last-generated-id'], state[4] or '', state[5] or '',
+      state[6] or '',
     }
   end
 end
