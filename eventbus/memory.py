@@ -237,18 +237,26 @@ class MemorySubscription:
         self._changes.happen()
 
     def ack(self, delivery: Delivery, /) -> None:
-        if self._alive:
-            self._held.pop((delivery.source, delivery.source_id), None)
+        if self._alive and (self._let_go(delivery) or not delivery.lost):
             self._group(delivery).settle(delivery)
             self._changes.happen()
 
     def settled(self, delivery: Delivery, /) -> None:
-        key = delivery.source, delivery.source_id
-        self._held.pop(key, None)
+        if not self._let_go(delivery):
+            return
         group = self._group(delivery)
-        held = group.pending.get(key)
+        held = group.pending.get((delivery.source, delivery.source_id))
         if held is not None and held.owner == self.consumer:  # then nobody renews its lease any more
             group.orphan(held, self._clock.time() + self._request.lease, started=True)
+
+    def _let_go(self, delivery: Delivery) -> bool:
+        """Hold it no longer, and whether it was held. It may have come to us once more since it was lost: that one stays held."""
+        key = delivery.source, delivery.source_id
+        if self._held.get(key) is not delivery:
+            return False
+        del self._held[key]
+
+        return True
 
     async def retry(self, delivery: Delivery, /, *, after: float, error: Exception | None = None) -> bool:
         group = await self._ours(delivery)
@@ -308,7 +316,7 @@ class MemorySubscription:
 
     async def release(self, deliveries: Sequence[Delivery], /) -> None:
         for delivery in deliveries:
-            group = await self._ours(delivery)
+            group = None if delivery.lost else await self._ours(delivery)
             if group is not None:
                 held = group.pending[delivery.source, delivery.source_id]
                 group.orphan(held, 0.0, started=False)

@@ -431,3 +431,30 @@ async def test_the_default_codec_is_json(transport: MemoryTransport) -> None:
     await publish(other, Lent(title="Dune"))
 
     assert "application/msgpack" == other.envelopes[0].content_type
+
+
+@pytest.mark.parametrize("end", ["acked", "settled", "released"])
+async def test_what_came_again_stays_held_when_the_end_of_its_lost_delivery_is_told(transport: MemoryTransport, end: str) -> None:
+    """As on Redis: or its lease would run out under its handler, and another would handle it as well."""
+    await publish(transport, Lent("Dune"))
+    async with transport.subscribe(REQUEST) as slow, transport.subscribe(REQUEST) as other:
+        [lost] = await slow.receive(1)
+        slow.freeze()
+        transport.clock.advance(31)
+        [taken] = await other.receive(1)
+        slow.thaw()
+        await other.release([taken])
+        [again] = await slow.receive(1)
+        assert (lost.entry_id, True, False) == (again.entry_id, lost.lost, again.lost)
+
+        if end == "acked":
+            slow.ack(lost)
+        elif end == "settled":
+            slow.settled(lost)
+        else:
+            await slow.release([lost])
+        transport.clock.advance(31)
+
+        assert [again] == list(slow._held.values())
+        assert [] == other._take(1)
+        assert 1 == (await transport.backlog("events", "mailer")).pending

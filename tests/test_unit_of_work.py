@@ -279,6 +279,34 @@ async def test_what_a_model_raises_after_the_end_is_lost_and_told(
     assert [] == transport.published
 
 
+async def test_what_a_shared_model_raises_while_one_transaction_ends_is_published_by_the_other(
+    transport: Transport, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two requests that change one cached book: the announcement of the second is not lost because the first is done in between."""
+    transport.go = anyio.Event()
+    book = Book()
+    first, second = Library(transport=transport), Library(transport=transport)
+
+    async def lend() -> None:
+        async with first:
+            first.books.seen.append(book)
+            book.messages.append(Said("first"))
+            await first.commit()
+
+    async with second:
+        second.books.seen.append(book)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(lend)
+            await transport.begun.wait()
+            book.messages.append(Said("second"))
+            transport.go.set()
+        assert closed == first.status
+        await second.commit()
+
+    assert ['{"word":"first"}', '{"word":"second"}'] == transport.words
+    assert [] == caplog.messages
+
+
 async def test_it_cannot_be_entered_while_it_is_open(uow: Library) -> None:
     async with uow:
         with pytest.raises(TransactionError, match=r"<Library running> is in use: .* make another, or leave this one first"):

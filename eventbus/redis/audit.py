@@ -75,7 +75,7 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
     lost = added - base - settled - pending - unread
     if lost:
         known, _, upto = noted.partition(b" ")
-        note = (b"lost", b"%d %b" % (lost, last)) if known != b"%d" % lost else ()
+        note: tuple[bytes, ...] = (b"lost", b"%d %b" % (lost, last)) if known != b"%d" % lost else ()
         last = last if note else upto
     else:
         note = (b"sound", checkpoint, b"lost", b"") if (sound, noted) != (checkpoint, b"") else ()

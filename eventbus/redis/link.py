@@ -252,7 +252,7 @@ class Channel:
                 await link.open()
                 self.opened += 1
             replies = await link.call(*commands, timeout=timeout)
-            if any(isinstance(reply, Exception) and _DEMOTED.search(str(reply)) for reply in replies):
+            if any(isinstance(reply, Exception) and _DEMOTED.search(str(translate(reply, ""))) for reply in replies):
                 await link.close()
             return replies
 

@@ -174,7 +174,7 @@ class Publisher:
         opened = self._channel.opened
         if opened == self._looked_back:
             return
-        for stream, newest in self._newest.items():
+        for stream, newest in list(self._newest.items()):
             try:
                 replies = await self._channel.call(
                     ("XINFO", "STREAM", stream),
@@ -188,6 +188,7 @@ class Publisher:
                 return  # it is loading its data, or waits for its master: it is asked again
             info, entry, oldest, before = replies
             if _is_forgotten(newest, info, entry, oldest):
+                self._newest.pop(stream, None)  # it is said once, however often we connect anew
                 logger.error(
                     "%s: the server has forgotten what was published last: %s is not there any more, the last before it is %s; it was "
                     "restarted or replaced without its newest data. Publish again what came after that, it adds nothing twice",

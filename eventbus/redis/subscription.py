@@ -378,7 +378,8 @@ class RedisSubscription:
             keys = self._sources[source]
             while True:
                 self._sweeping = True
-                known = self._in_hand(source)
+                held = [delivery for (of, _), delivery in self._held.items() if of == source]
+                known = self._acks.of(source)
                 page = await self._reader.run(
                     SWEEP.call(
                         source, keys.state,
@@ -395,7 +396,7 @@ class RedisSubscription:
                     logger.warning("%s: the server's clock went back; leases on %s begin anew", self._gate.title, source)
                 if vanished:
                     self._say_vanished(source, [id.decode() for id in vanished])
-                known |= self._in_hand(source)
+                known |= self._in_hand(source) | {delivery.source_id for delivery in held if not delivery.lost}
                 found = [
                     self._hold(source, id, fields, suspect=count != 0)
                     for id, count, fields in claimed
@@ -527,9 +528,10 @@ class RedisSubscription:
             except (Unavailable, Full) as exc:
                 if group_is_gone(
                     exc
-                ):  # and the delivery with it. The reader makes it again, and may have no room before this ends
-                    starts = 0
-                    break
+                ):  # and this with it; the reader makes the group again, which may have no room before we are done
+                    self._let_go(delivery)
+                    delivery.lost = True
+                    return False
                 if self._stopped.is_set():  # not counted, and so not started; given back when we leave
                     delivery.lost = True
                 if delivery.lost:

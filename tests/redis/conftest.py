@@ -1,6 +1,7 @@
 """What is Redis' own, against a real server. redis-py runs under asyncio, so these do."""
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import redis
 
 from eventbus.redis import RedisTransport
 from eventbus.redis.scripts import BY_SHA, Script
+from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer, find_servers, live_server
 
@@ -54,6 +56,24 @@ class Server:
     def fill(self) -> None:
         """Leave no memory for another write."""
         self.client.config_set("maxmemory", 1)
+
+    @asynccontextmanager
+    async def full_disk(self) -> AsyncIterator[None]:
+        """It cannot save, and so refuses whatever writes, signs of life as well."""
+        there = Path(*(self.client.config_get(name)[name] for name in ("dir", "dbfilename")))
+        there.mkdir()  # where the file should go
+        try:
+            self.client.config_set("save", "3600 1")
+            self.client.bgsave()
+            await wait_until(
+                lambda: self.client.info("persistence")["rdb_last_bgsave_status"] == "err", description="it could not save"
+            )
+            yield
+        finally:
+            there.rmdir()
+            self.client.config_set("save", "")
+            self.client.save()  # that it can, it has to see
+            there.unlink()
 
     def idle(self, *ids: bytes) -> None:
         """Make entries look as if their consumer had not shown itself for long."""

@@ -231,6 +231,39 @@ async def test_what_a_server_forgot_is_asked_for_once_it_can_tell(
     assert f"{newest} is not there any more" in said
 
 
+async def test_a_server_that_came_back_empty_is_asked_once_and_it_is_said_once(
+    transport: RedisTransport, proxy: FaultProxy, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of a stream to which nothing was published since: the log tells what to publish again, and no publish after that is slower for it."""
+    await transport.publish([envelope(stream="a"), envelope(stream="b")])
+    server.client.flushall()
+    proxy.reset()
+    for _ in range(3):
+        await transport.publish([envelope(stream="b")])
+
+    said = [message for message in caplog.messages if "the server has forgotten what was published last" in message]
+    assert ["a"] == [message.partition(":")[0] for message in said]
+    assert 2 == proxy.commands["xinfo"]  # once for each stream
+
+
+async def test_what_a_replica_has_not_got_is_said_once_however_long_it_is_not_promoted(
+    transport: RedisTransport, proxy: FaultProxy, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A publisher that waits for the end of a failover connects anew for each attempt, and one line for each would fill the log."""
+    _, newest = await transport.publish([envelope(), envelope()])
+    server.client.xdel(S, newest)
+    server("REPLICAOF", "127.0.0.1", "1")
+    try:
+        proxy.reset()
+        publishing = asyncio.ensure_future(transport.publish([envelope()]))
+        await wait_until(lambda: proxy.connections >= 5, description="the publisher connects anew, again and again")
+    finally:
+        server("REPLICAOF", "NO", "ONE")
+    await publishing
+
+    assert 1 == sum("the server has forgotten what was published last" in message for message in caplog.messages)
+
+
 async def test_a_cancelled_publisher_does_not_take_others_with_it(
     transport: RedisTransport, proxy: FaultProxy, server: Any
 ) -> None:

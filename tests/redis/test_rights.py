@@ -1,5 +1,6 @@
 """Users of the server that may do what docs/operations.md says, and nothing else."""
 
+import logging
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from eventbus.redis import RedisTransport
 from eventbus.testing import drain
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer
+from eventbus.transport import Subscribe
 from tests.processes import ROOT
 from tests.redis.rights import CONSUMER, PUBLISHER, STREAM, commands_of, rights_of
 
@@ -96,6 +98,31 @@ async def test_without_a_right_to_publish_nothing_is_added(redis_server: LiveSer
     else:
         assert ("not sent", 0) == (refused.outcome, server.client.xlen(STREAM))
         assert "the user may not do this" in str(refused)
+
+
+async def test_leaving_without_the_right_to_ack_gives_back_the_rest(
+    redis_server: LiveServer, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A mistake in the rights costs the acks, of which one line tells, and not a whole lease for everything else that was held."""
+    server("ACL", "SETUSER", "poor", "reset", "on", ">password", "~*", "+@all")
+    try:
+        url = redis_server.url.replace("unix://", "unix://poor:password@")
+        async with RedisTransport(url, STREAM) as transport:
+            async with UnitOfWork(transport=transport) as uow:
+                uow.emit(Tick(3))
+                uow.emit(Tick(4))
+                await uow.commit()
+            async with transport.subscribe(Subscribe(streams=[STREAM], group="ticker", lease=30.0)) as subscription:
+                handled, held = await subscription.receive(10)
+                server("ACL", "SETUSER", "poor", "-xack")
+                subscription.ack(handled)
+    finally:
+        server("ACL", "DELUSER", "poor")
+
+    [said] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said.startswith(f"{STREAM}/ticker: leaving with something unsettled, which will be delivered again: ")
+    assert "the user may not do this; see docs/operations.md" in said
+    assert ("released", 0) == server.owner(STREAM, "ticker", held.entry_id)
 
 
 async def test_a_publisher_publishes_and_looks_back(login: Login, server: Any) -> None:

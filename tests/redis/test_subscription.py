@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import anyio
@@ -15,11 +16,11 @@ from msgspec.structs import replace
 
 from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Retry, Subscriber, UnitOfWork
 from eventbus.envelope import seal
-from eventbus.errors import Refused, Unavailable
+from eventbus.errors import Full, Refused, Unavailable
 from eventbus.redis import RedisTransport
 from eventbus.redis.audit import Audit, audit
 from eventbus.redis.keys import Keys
-from eventbus.redis.scripts import DUE, GLANCE, JOIN
+from eventbus.redis.scripts import DUE, GLANCE, JOIN, SWEEP
 from eventbus.redis.subscription import RedisSubscription
 from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
@@ -152,6 +153,24 @@ async def test_leaving_removes_the_consumer_and_gives_back(live: RedisTransport,
     async with live.subscribe(Subscribe(streams=[S], group="g")) as second:
         again = await second.receive(10)
         assert [(d.entry_id, 1, False) for d in deliveries[1:]] == [(d.entry_id, d.attempt, d.suspect) for d in again[:2]]
+
+
+async def test_leaving_a_silent_server_ends_and_says_so(
+    live: RedisTransport, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever sees messages handled twice after a deployment finds out why: one line tells that nothing could be settled or given back."""
+    monkeypatch.setattr("eventbus.redis.subscription.LEAVE_WITHIN", 0.2)
+    await Club(live).publish(2)
+    async with (
+        RedisTransport(proxy.url, stream=S) as transport,
+        transport.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription,
+    ):
+        first, _ = await subscription.receive(10)
+        proxy.stall()
+        subscription.ack(first)
+
+    [said] = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    assert said.startswith(f"{S}/g: leaving without an answer for 0.2 s: what was handled last may be delivered again")
 
 
 async def test_an_ack_is_settled_beside_a_read_that_waits(
@@ -299,6 +318,57 @@ async def test_a_suspect_that_is_not_ours_any_more_is_let_go(live: RedisTranspor
             assert (suspect.entry_id, True) == (again.entry_id, await heir.begin(again))
 
 
+@pytest.mark.parametrize("loss", ["destroy", "flushall"])
+async def test_a_suspect_whose_group_is_gone_is_let_go(live: RedisTransport, server: Any, loss: str) -> None:
+    """It went with its group, and waiting for that would keep its slot from all that comes after it."""
+    await Club(live).publish(1)
+    request = Subscribe(streams=[S], group="g", lease=0.2)
+    async with live.subscribe(request) as dead:
+        assert await dead.receive(1)
+        dead.abandon()
+        async with live.subscribe(request) as heir:
+            while not (found := await heir.receive(1)):
+                pass
+            if loss == "destroy":
+                server.client.xgroup_destroy(S, "g")
+            else:
+                server.client.flushall()
+
+            with anyio.fail_after(10):
+                assert not await heir.begin(found[0])
+            assert found[0].lost
+
+
+async def test_a_subscriber_with_suspects_goes_on_after_its_server_was_emptied(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has room for nothing more as long as they wait, so nobody else would make the group again: a service that stands still for ever."""
+    club = Club(live, concurrency=1)
+    await club.publish(3)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=0.1)) as dying:
+        held: list[Delivery] = []
+        while len(held) < 3:
+            held += await dying.receive(3)
+        dying.abandon()
+    begin, emptied = RedisSubscription.begin, asyncio.Event()
+
+    async def empty_and_begin(self: RedisSubscription, delivery: Delivery) -> bool:
+        if not emptied.is_set():
+            [run] = club.subscriber._runs
+            await wait_until(lambda: run.room_at >= 0, description="nothing more is read")
+            server.client.flushall()
+            emptied.set()
+
+        return await begin(self, delivery)
+
+    monkeypatch.setattr(RedisSubscription, "begin", empty_and_begin)
+    async with club.running():
+        with anyio.fail_after(10):
+            await emptied.wait()
+        await club.publish(3, first=10)
+        await wait_until(lambda: {10, 11, 12} <= set(club.handled), description="the subscriber resumed")
+
+
 async def test_what_is_pending_is_read_again_however_little_is_wanted(
     live: RedisTransport, proxy: FaultProxy, server: Any
 ) -> None:
@@ -322,6 +392,165 @@ async def test_what_is_pending_is_read_again_however_little_is_wanted(
             while len(again) < 3:
                 again += await subscription.receive(1)
         assert [one.entry_id for one in first[:3]] == [one.entry_id for one in again]
+
+
+@pytest.mark.parametrize("verdict", ["acked", "retried", "settled"])
+@pytest.mark.parametrize("question", ["read again", "swept"])
+async def test_what_is_settled_while_the_server_answers_is_not_handed_out_again(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch, question: str, verdict: str
+) -> None:
+    """Or a message would be handled twice, which had been settled in time, for no other reason than that a line was cut."""
+    club = Club(live)
+    await club.publish(1)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        [first] = await subscription.receive(1)
+        run, settled = subscription._reader.run, False
+
+        async def run_and_settle(command: Any, **options: Any) -> Any:
+            nonlocal settled
+            reply = await run(command, **options)
+            if not settled and (command[0] == "XREADGROUP" or command[1] == SWEEP.sha):
+                settled = True
+                if verdict == "acked":
+                    subscription.ack(first)
+                    await subscription.flush()
+                elif verdict == "retried":
+                    assert await subscription.retry(first, after=100.0)
+                else:  # by its own commit
+                    server.client.xack(S, "g", first.source_id)
+                    subscription.settled(first)
+                await club.publish(1, first=1)
+            return reply
+
+        monkeypatch.setattr(subscription._reader, "run", run_and_settle)
+        if question == "read again":
+            subscription._own = dict.fromkeys(subscription._sources, "0")
+        else:  # what a process holds that stood still for longer than its lease
+            server.client.xclaim(S, "g", first.consumer, 0, [first.source_id], idle=70_000, justid=True)
+            subscription._sweep_at = 0.0
+        [second] = await subscription.receive(10)
+
+        assert settled
+        assert (first.entry_id, [second.entry_id]) == (server.client.xrange(S)[0][0].decode(), _pending(server))
+
+
+@pytest.mark.parametrize("end", ["acked", "settled", "released"])
+async def test_what_came_again_stays_held_when_the_end_of_its_lost_delivery_is_told(
+    live: RedisTransport, server: Any, end: str
+) -> None:
+    """Or its lease would run out under its handler, and another would handle it as well."""
+    await Club(live).publish(1)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        [lost] = await subscription.receive(1)
+        server.client.xclaim(S, "g", "other", 0, [lost.source_id], justid=True)
+        await subscription._renew()
+        server.idle(lost.source_id.encode())
+        subscription._sweep_at = 0.0
+        [again] = await subscription.receive(1)
+        assert (lost.entry_id, True, False) == (again.entry_id, lost.lost, again.lost)
+
+        if end == "acked":
+            subscription.ack(lost)
+            await subscription.flush()
+        elif end == "settled":
+            subscription.settled(lost)
+        else:
+            await subscription.release([lost])
+
+        assert [again] == list(subscription._held.values())
+        assert (again.consumer, 1) == server.owner(S, "g", again.source_id)
+
+        subscription.ack(again)
+        await subscription.flush()
+
+        assert ({}, []) == (subscription._held, _pending(server))
+
+
+async def test_sweeps_and_reads_take_turns(live: RedisTransport, server: Any) -> None:
+    """Or a customer of today would wait until everything is handled that a dead process has left, however much that is."""
+    club = Club(live)
+    await club.publish(30)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        server("XREADGROUP", "GROUP", "g", "me", "STREAMS", S, ">")
+        server.idle(*(id for id, _ in server.client.xrange(S)))
+        await club.publish(30, first=30)
+
+        turns = [await subscription.receive(5) for _ in range(4)]
+
+    assert [{True, False}] * 2 == [{delivery.suspect for delivery in turns[n] + turns[n + 1]} for n in (0, 2)]
+
+
+async def test_a_read_between_two_sweeps_does_not_wait(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what a dead process has left would be handled in leaps of seconds where nothing new comes."""
+    blocks: list[int | None] = []
+    await Club(live).publish(30)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        server("XREADGROUP", "GROUP", "g", "me", "STREAMS", S, ">")
+        server.idle(*(id for id, _ in server.client.xrange(S)))
+        xreadgroup = subscription._xreadgroup
+
+        def note(count: int, block: int | None, *sources: str) -> tuple[Any, ...]:
+            blocks.append(block)
+            return xreadgroup(count, block, *sources)
+
+        monkeypatch.setattr(subscription, "_xreadgroup", note)
+        for _ in range(3):
+            assert 5 == len(await subscription.receive(5))
+
+    assert {None, 1} == set(blocks)
+
+
+async def test_what_is_read_again_is_no_suspect_after_a_sweep_that_was_refused(
+    live: RedisTransport, proxy: FaultProxy, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk refuses sweeps, which have claimed nothing: suspects are started one by one, and that would cost for nothing."""
+    await Club(live).publish(1)
+    async with (
+        RedisTransport(proxy.url, stream=S) as transport,
+        transport.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription,
+    ):
+        run, refused = subscription._reader.run, False
+
+        async def refuse_once(command: Any, **options: Any) -> Any:
+            nonlocal refused
+            if command[1:2] == (SWEEP.sha,) and not refused:
+                refused = True
+                proxy.cut("xreadgroup")
+                raise Full("MISCONF: the disk is full")
+            return await run(command, **options)
+
+        monkeypatch.setattr(subscription._reader, "run", refuse_once)
+        server("XREADGROUP", "GROUP", "g", subscription.consumer, "STREAMS", S, ">")  # on its way to us
+        [delivery] = await subscription.receive(1)
+
+        assert (True, 1) == (refused, proxy.faults)
+        assert (False, False) == (delivery.suspect, subscription._sweeping)
+
+
+async def test_what_is_lost_while_a_sweep_is_asked_for_is_handed_out_when_it_brings_it_back(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or it would be pending for us and in nobody's hand, for as long as the lease is, which may be a month."""
+    await Club(live).publish(1)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        [lost] = await subscription.receive(1)
+        server.client.xclaim(S, "g", "other", 0, [lost.source_id], justid=True)
+        run = subscription._reader.run
+
+        async def lose_and_run(command: Any, **options: Any) -> Any:
+            if command[1:2] == (SWEEP.sha,) and not lost.lost:
+                await subscription._renew()
+                server.idle(lost.source_id.encode())  # and the other one has died, or given it back
+            return await run(command, **options)
+
+        monkeypatch.setattr(subscription._reader, "run", lose_and_run)
+        subscription._sweep_at = 0.0
+        with anyio.fail_after(10):
+            [again] = await subscription.receive(1)
+
+        assert (lost.entry_id, True, False) == (again.entry_id, lost.lost, again.lost)
 
 
 @pytest.mark.parametrize("outage", [False, True])
@@ -366,6 +595,66 @@ async def test_leases_are_renewed_while_the_janitor_is_at_work(live: RedisTransp
     async with live.subscribe(Subscribe(streams=[S], group="g", lease=3600.0)):
         with anyio.fail_after(10):
             await tidying.wait()
+
+
+async def test_a_group_that_is_gone_from_one_stream_costs_no_lease_on_another(live: RedisTransport, server: Any) -> None:
+    """The reader makes it again when it has room; until then a long handler goes on, and nobody else gets what it has."""
+    async with live.subscribe(Subscribe(streams=["other", S], group="g", lease=0.6)) as subscription:
+        for stream in ("other", S):
+            await live.publish([replace(seal(BookRegistered(0)), stream=stream)])
+            [held] = await subscription.receive(1)
+            assert stream == held.stream
+        server.client.delete("other")
+        for _ in range(2):  # by a round that was under way, and by one that was not
+            server.client.xclaim(S, "g", held.consumer, 0, [held.source_id], idle=70_000, justid=True)
+            await wait_until(
+                lambda: server.client.xpending_range(S, "g", "-", "+", 1)[0]["time_since_delivered"] < 70_000,
+                description="its lease is renewed",
+            )
+
+        assert not held.lost
+        assert (held.consumer, 1) == server.owner(S, "g", held.source_id)
+
+
+async def test_who_cannot_renew_leases_since_the_disk_is_full_does_not_try_all_the_time(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the processor from the handlers that run, and from the server."""
+    now = time.monotonic()
+    pauses: list[float] = []
+    refused: list[Full] = []
+    full, enough = asyncio.Event(), asyncio.Event()
+    renew = RedisSubscription._renew
+
+    async def pause(self: RedisSubscription, seconds: float) -> None:
+        nonlocal now
+        await full.wait()
+        if len(refused) == 3:
+            enough.set()
+            await asyncio.Event().wait()
+        pauses.append(seconds)
+        now += max(0.0, seconds)
+
+    async def count(self: RedisSubscription) -> None:
+        try:
+            await renew(self)
+        except Full as exc:
+            refused.append(exc)
+            raise
+
+    monkeypatch.setattr(RedisSubscription, "_pause", pause)
+    monkeypatch.setattr(RedisSubscription, "_renew", count)
+    monkeypatch.setattr("eventbus.redis.subscription.time", SimpleNamespace(monotonic=lambda: now))
+    await Club(live).publish(1)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        assert await subscription.receive(1)
+        async with server.full_disk():
+            full.set()
+            with anyio.fail_after(10):
+                await enough.wait()
+
+    assert 3 == len(pauses)
+    assert 0 < min(pauses)
 
 
 async def test_what_a_sweep_may_have_claimed_is_suspect_though_its_reply_was_lost(
@@ -435,6 +724,34 @@ async def test_a_full_server_does_not_fill_the_consumer(
 
     assert [] == renewed
     assert 1 == sum("is not settled yet" in record.message for record in caplog.records if record.levelno >= logging.WARNING)
+
+
+@pytest.mark.parametrize("loss", ["flushall", "delete"])
+async def test_a_consumer_that_is_full_of_what_is_gone_goes_on(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    """Somebody makes room on a full server by deleting the stream: what waited to be settled is gone, and must not keep out what comes."""
+    monkeypatch.setattr("eventbus.redis.subscription.MOST_UNSETTLED", 5)
+    club = Club(live)
+    await club.publish(5)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        server.fill()
+        for _ in range(5):
+            [delivery] = await subscription.receive(1)
+            assert await subscription.retry(delivery, after=0.0)
+        subscription._stopped = turns = Turns()
+        reading = asyncio.ensure_future(subscription.receive(1))
+        await wait_until(lambda: turns.waited >= 1, description="it would read")
+        if loss == "flushall":
+            server.client.flushall()
+        else:
+            server.client.delete(S)
+        server.client.config_set("maxmemory", 0)
+        await club.publish(1, first=10)
+
+        with anyio.fail_after(20):
+            [fresh] = await reading
+        assert fresh.entry_id == server.client.xrevrange(S, count=1)[0][0].decode()
 
 
 async def test_a_group_that_begins_in_the_midst_of_a_long_stream_is_counted_right(live: RedisTransport, server: Any) -> None:

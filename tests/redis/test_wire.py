@@ -13,10 +13,11 @@ import pytest
 import redis.exceptions
 
 from eventbus import Event, Metadata
+from eventbus.embedded import EmbeddedServer
 from eventbus.envelope import seal
 from eventbus.errors import Unavailable
 from eventbus.redis import RedisTransport
-from eventbus.redis.link import Endpoint, Link
+from eventbus.redis.link import Channel, Endpoint, Link
 from eventbus.redis.wire import Wire
 from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
@@ -281,6 +282,44 @@ async def test_a_connection_lost_before_it_was_taken_over_is_noticed() -> None:
         with pytest.raises(OSError, match="closed by the server"):
             await asyncio.wait_for(wire.ask(PING, 1, 60.0), 5.0)
         writer.close()
+
+
+@pytest.mark.parametrize("taken_over", [True, False], ids=["ours", "redis-py"])
+@pytest.mark.parametrize(
+    ("said", "stale", "command"),
+    [("READONLY", "yes", ("SET", "key", "value")), ("MASTERDOWN", "no", ("GET", "key"))],
+    ids=["readonly", "masterdown"],
+)
+async def test_a_server_that_was_demoted_is_left(
+    proxy: FaultProxy,
+    server: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    said: str,
+    stale: str,
+    command: tuple[str, ...],
+    taken_over: bool,
+) -> None:
+    """After a failover the old master keeps its connections: who stays on them is refused for ever, though the new one is there."""
+    if not taken_over:  # as under uvloop
+        monkeypatch.setattr(Wire, "over", lambda connection: None)
+    channel = Channel(Endpoint(proxy.url))
+    await channel.run(("SET", "key", "of the old one"))
+    with EmbeddedServer() as promoted:
+        server("CONFIG", "SET", "replica-serve-stale-data", stale)
+        server("REPLICAOF", "127.0.0.1", "1")
+        try:
+            proxy._upstream = promoted.url  # for those who connect from now on
+            with pytest.raises(Unavailable, match=said):
+                await channel.run(command)
+            assert 1 == channel.opened
+
+            await channel.run(command)
+            assert await channel.run(("ROLE",)) == [b"master", 0, []]
+            assert 2 == channel.opened
+        finally:
+            server("REPLICAOF", "NO", "ONE")
+            server("CONFIG", "SET", "replica-serve-stale-data", "yes")
+            await channel.close()
 
 
 # -------------------------------------------------------------------------------------------------------------------- TLS

@@ -5,6 +5,9 @@
 -- ARGV     group, field to count in, entry ids
 -- Replies  how many were pending
 local n = redis.call('XACK', KEYS[1], ARGV[1], unpack(ARGV, 3))
+if ARGV[2] == 'vanished' then -- handled by nobody, who would have its starts forgotten
+  for i = 3, #ARGV do redis.call('HDEL', KEYS[2], 'crash ' .. KEYS[1] .. ' ' .. ARGV[i]) end
+end
 if ARGV[2] == 'retry-settled' then redis.call('XDEL', KEYS[1], unpack(ARGV, 3)) end
 if n > 0 then redis.call('HINCRBY', KEYS[2], ARGV[2], n) end
 return n

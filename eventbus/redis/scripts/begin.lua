@@ -7,14 +7,15 @@
 -- Replies  how many starts there are now, this one included; 0 not ours
 local owner = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[3], ARGV[3], 1)[1]
 if not owner or owner[2] ~= ARGV[2] then return 0 end
-if #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID') == 0 then -- trimmed since the sweep: it vanished, as in renew
-  redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
-  redis.call('HINCRBY', KEYS[2], 'vanished', 1)
-end
+local there = #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[3], 'JUSTID') > 0
 local field = 'crash ' .. KEYS[1] .. ' ' .. ARGV[3]
 local count, mark = string.match(redis.call('HGET', KEYS[2], field) or '0', '^(%d+) ?(.*)$')
-if mark ~= ARGV[4] then
-  count = count + 1
-  redis.call('HSET', KEYS[2], field, count .. ' ' .. ARGV[4])
+if mark ~= ARGV[4] then count = count + 1 end
+if there then
+  redis.call('HSET', KEYS[2], field, string.format('%d', count) .. ' ' .. ARGV[4])
+else -- trimmed since the sweep: it vanished, as in renew, and will not be started again
+  redis.call('XACK', KEYS[1], ARGV[1], ARGV[3])
+  redis.call('HINCRBY', KEYS[2], 'vanished', 1)
+  redis.call('HDEL', KEYS[2], field)
 end
 return tonumber(count)
