@@ -173,7 +173,7 @@ class Retry(Exception):
         super().__init__(reason or "the handler asked for another attempt")
         if after is not None and not 0 <= after < float("inf"):
             raise ValueError(f"Retry(after={after!r:.80}): seconds, zero or more")
-        self.after = None if after is None else seconds_of(after)
+        self.after: float | None = None if after is None else seconds_of(after)
 
 
 class Reject(Exception):
