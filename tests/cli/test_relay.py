@@ -1,5 +1,6 @@
 """`eventbus relay` and `eventbus republish`: what they find, what they say, and how they end."""
 
+import re
 import signal
 import socket
 from collections.abc import Callable, Iterator
