@@ -29,6 +29,10 @@ from eventbus.redis.scripts import BY_SHA
 from eventbus.redis.wire import Wire
 
 CONNECT_TIMEOUT: Final = 5.0
+STAY: Final = 2.0
+"""Seconds between two new connections, at the least, to a server that is no master: it keeps the old ones, and its address may lead to
+another server by now, or not yet.
+"""
 REPLY_TIMEOUT: Final = 5.0
 """Seconds of silence after which a server that was asked counts as gone."""
 
@@ -45,7 +49,7 @@ _UNAVAILABLE = re.compile(
     r"\b(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|NOREPLICAS|MOVED|ASK|UNKILLABLE|UNBLOCKED)\b"
     r"|max number of clients"
 )
-_DEMOTED = re.compile(r"\b(READONLY|MASTERDOWN)\b")  # it keeps its connections, and the address may lead to another by now
+_DEMOTED = re.compile(r"\b(READONLY|MASTERDOWN)\b")
 _NO_GROUP = re.compile(r"\b(NOGROUP|UNBLOCKED)\b|requires the key to exist|no such key", re.IGNORECASE)
 
 
@@ -238,6 +242,7 @@ class Channel:
         """How many connections it has had."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: Link | None = None
+        self._stays_until = 0.0
         self._lock: asyncio.Lock | None = None
 
     async def call(self, *commands: Sequence[Any], timeout: float = REPLY_TIMEOUT) -> list[Any]:
@@ -245,6 +250,7 @@ class Channel:
         loop = asyncio.get_running_loop()
         if self._loop is not loop or self._lock is None:
             self._loop, self._link, self._lock = loop, None, asyncio.Lock()
+            self._stays_until = 0.0
         async with self._lock:
             link = self._link
             if link is None or not link.connected:
@@ -252,7 +258,8 @@ class Channel:
                 await link.open()
                 self.opened += 1
             replies = await link.call(*commands, timeout=timeout)
-            if any(isinstance(reply, Exception) and _DEMOTED.search(str(translate(reply, ""))) for reply in replies):
+            if loop.time() >= self._stays_until and any(map(_is_demoted, replies)):
+                self._stays_until = loop.time() + STAY
                 await link.close()
             return replies
 
@@ -279,6 +286,10 @@ def checked(reply: Any, endpoint: Endpoint) -> Any:
         raise translate(reply, f"{endpoint} said") from reply
 
     return reply
+
+
+def _is_demoted(reply: Any) -> bool:
+    return isinstance(reply, Exception) and bool(_DEMOTED.search(str(translate(reply, ""))))
 
 
 def field_of(row: Any, name: bytes) -> Any:

@@ -247,9 +247,10 @@ async def test_a_server_that_came_back_empty_is_asked_once_and_it_is_said_once(
 
 
 async def test_what_a_replica_has_not_got_is_said_once_however_long_it_is_not_promoted(
-    transport: RedisTransport, proxy: FaultProxy, server: Any, caplog: pytest.LogCaptureFixture
+    transport: RedisTransport, proxy: FaultProxy, server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A publisher that waits for the end of a failover connects anew for each attempt, and one line for each would fill the log."""
+    """A publisher that waits for the end of a failover connects anew from time to time, and one line for each would fill the log."""
+    monkeypatch.setattr("eventbus.redis.link.STAY", 0.0)
     _, newest = await transport.publish([envelope(), envelope()])
     server.client.xdel(S, newest)
     server("REPLICAOF", "127.0.0.1", "1")
