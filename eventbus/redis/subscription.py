@@ -526,9 +526,7 @@ class RedisSubscription:
                 starts = checked(reply, self._endpoint)
                 break
             except (Unavailable, Full) as exc:
-                if group_is_gone(
-                    exc
-                ):  # and this with it; the reader makes the group again, which may have no room before we are done
+                if group_is_gone(exc):  # and this with it. The reader makes it again, which may have no room before we are done
                     self._let_go(delivery)
                     delivery.lost = True
                     return False
