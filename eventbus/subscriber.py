@@ -272,7 +272,6 @@ class _Run:
         self.idle: list[anyio.Event] = []
         """Of the workers that have nothing to do: the event that calls one of them to look at what waits."""
         self.closed = False
-        self.reading = anyio.CancelScope(shield=True)
         self.settling: set[anyio.CancelScope] = set()
         self.settled_by = math.inf
         """When what the server has not taken is left to its lease: soon after the grace, once that has begun."""
@@ -310,10 +309,7 @@ class _Run:
                     workers.start_soon(self._work, subscription)
                 async with anyio.create_task_group() as reading:
                     reading.start_soon(self._stop, subscription, workers.cancel_scope)
-                    with (
-                        self.reading
-                    ):  # not cut off together with the handlers: what a read was about to bring is to be given back
-                        await self._read(subscription)
+                    await self._read(subscription)
                     reading.cancel_scope.cancel()
                 self._take_back()
                 workers.cancel_scope.deadline = min(workers.cancel_scope.deadline, anyio.current_time() + self.subscriber.grace)
@@ -347,7 +343,7 @@ class _Run:
         # From now on, however long a server keeps the reader waiting.
         working.deadline = anyio.current_time() + self.subscriber.grace
         self.settled_by = working.deadline + SETTLE_WITHIN
-        for scope in (*self.settling, self.reading):
+        for scope in self.settling:
             scope.deadline = self.settled_by
         subscription.stop()
         self.room.set()
