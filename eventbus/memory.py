@@ -316,7 +316,7 @@ class MemorySubscription:
 
     async def release(self, deliveries: Sequence[Delivery], /) -> None:
         for delivery in deliveries:
-            group = None if delivery.lost else await self._ours(delivery)
+            group = None if delivery.lost else await self._ours(delivery)  # lost, it may be ours again as another delivery
             if group is not None:
                 held = group.pending[delivery.source, delivery.source_id]
                 group.orphan(held, 0.0, started=False)

@@ -232,7 +232,10 @@ class Seen(list[M]):
         return taken
 
     def forget(self, *, shared: bool = True) -> int:
-        """Drop what the models still hold, and the models; how many messages that was. Not `shared`: but for what another one collects."""
+        """Drop what the models still hold, and the models; how many messages that was.
+
+        If not `shared`, what another transaction collects as well is left to that one.
+        """
         if not shared:
             self._changed[:] = [messages for messages in self._changed if len(messages.observers) == 1]
         dropped = len(self.take())

@@ -73,12 +73,15 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
     added, base, settled, vanished, pending, delivered, last, checkpoint, sound, noted = numbers
     unread = await count(channel, keys.stream, delivered.decode(), last)
     lost = added - base - settled - pending - unread
-    if lost:
-        known, _, upto = noted.partition(b" ")
-        note: tuple[bytes, ...] = (b"lost", b"%d %b" % (lost, last)) if known != b"%d" % lost else ()
-        last = last if note else upto
-    else:
+    known, _, last_then = noted.partition(b" ")
+    note: tuple[bytes, ...] = ()
+    before = last
+    if not lost:
         note = (b"sound", checkpoint, b"lost", b"") if (sound, noted) != (checkpoint, b"") else ()
+    elif known == b"%d" % lost:
+        before = last_then
+    else:
+        note = (b"lost", b"%d %b" % (lost, last))
     if note and interval:
         with suppress(Full):  # it is noted later
             await channel.run(("HSET", keys.state, *note))
@@ -93,7 +96,7 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
         vanished=vanished,
         lost=lost,
         after=sound.decode() or "0-0",
-        before=last.decode(),
+        before=before.decode(),
     )
 
 

@@ -29,12 +29,12 @@ from eventbus.redis.scripts import BY_SHA
 from eventbus.redis.wire import Wire
 
 CONNECT_TIMEOUT: Final = 5.0
-STAY: Final = 2.0
-"""Seconds between two new connections, at the least, to a server that is no master: it keeps the old ones, and its address may lead to
-another server by now, or not yet.
-"""
 REPLY_TIMEOUT: Final = 5.0
 """Seconds of silence after which a server that was asked counts as gone."""
+RECONNECT_EVERY: Final = 2.0
+"""Seconds between two new connections, at the least, while a server says that it is no master: its address may lead to another one by now,
+or not yet, and it keeps the connections that it has.
+"""
 
 _DRIVER: Final = DriverInfo()  # made once: each of it looks redis-py's version up in the files of its package
 _pack_command: Any = vars(hiredis)["pack_command"]  # which takes more than its stub says
@@ -242,7 +242,7 @@ class Channel:
         """How many connections it has had."""
         self._loop: asyncio.AbstractEventLoop | None = None
         self._link: Link | None = None
-        self._stays_until = 0.0
+        self._reconnects_at = 0.0
         self._lock: asyncio.Lock | None = None
 
     async def call(self, *commands: Sequence[Any], timeout: float = REPLY_TIMEOUT) -> list[Any]:
@@ -250,7 +250,7 @@ class Channel:
         loop = asyncio.get_running_loop()
         if self._loop is not loop or self._lock is None:
             self._loop, self._link, self._lock = loop, None, asyncio.Lock()
-            self._stays_until = 0.0
+            self._reconnects_at = 0.0
         async with self._lock:
             link = self._link
             if link is None or not link.connected:
@@ -258,8 +258,8 @@ class Channel:
                 await link.open()
                 self.opened += 1
             replies = await link.call(*commands, timeout=timeout)
-            if loop.time() >= self._stays_until and any(map(_is_demoted, replies)):
-                self._stays_until = loop.time() + STAY
+            if loop.time() >= self._reconnects_at and any(map(_is_demoted, replies)):
+                self._reconnects_at = loop.time() + RECONNECT_EVERY
                 await link.close()
             return replies
 

@@ -58,7 +58,7 @@ async def trim(channel: Channel, stream: str, retention: Retention) -> int:
             stream, name, id.decode(), retention.max_pin,
             "keeps everything after it" if retention.abandoned == "report" else "loses it", stream, name,
         )  # fmt: skip
-    total = await _go_on(channel, int(removed), TRIM.call(stream, args=(*times, retention.abandoned, bound)))
+    total = await _remove_rest(channel, int(removed), TRIM.call(stream, args=(*times, retention.abandoned, bound)))
     if total:
         logger.debug("%s: %d entries before %s were removed", stream, total, bound.decode())
 
@@ -74,15 +74,15 @@ async def prune(channel: Channel, keys: Keys, retention: Retention) -> int:
             "%s/%s: %d dead letters will be older than %s within %s and are dropped then; look at them, and requeue what is worth it",
             keys.stream, keys.group, await count(channel, keys.dead, "0-0", announced.decode()), retention.dead_letters, retention.alarm,
         )  # fmt: skip
-    total = await _go_on(channel, int(removed), PRUNE.call(keys.dead, keys.state, args=(*times, bound)))
+    total = await _remove_rest(channel, int(removed), PRUNE.call(keys.dead, keys.state, args=(*times, bound)))
     if total:
         logger.error("%s/%s: %d dead letters were dropped, older than %s", keys.stream, keys.group, total, retention.dead_letters)
 
     return total
 
 
-async def _go_on(channel: Channel, removed: int, command: tuple[Any, ...]) -> int:
-    """Remove what a first step has left, until there is nothing; how many went in all."""
+async def _remove_rest(channel: Channel, removed: int, command: tuple[Any, ...]) -> int:
+    """Take further steps, after a first one that removed so many, until there is nothing to remove; how many went in all."""
     total = removed
     while removed:
         await asyncio.sleep(PAUSE)

@@ -91,7 +91,7 @@ class RedisSubscription:
         self._own: dict[str, str] = {}
         """Sources to be read again for what is pending for us, each behind this id."""
         self._sweeping = False
-        self._sweeps = False
+        self._sweep_next = False
         """Whether it is the turn of a sweep, where there is one to do: what was left may be much, and what is new does not wait for it."""
         self._began: dict[str, str] = {}
         """Where our group was on each stream when we joined it."""
@@ -194,8 +194,8 @@ class RedisSubscription:
         if now >= self._sweep_at and not self._to_sweep:
             await self._glance(now)
         await self._move_due(now)
-        self._sweeps = not self._sweeps
-        if self._to_sweep and self._sweeps and (found := await self._sweep(limit)):
+        self._sweep_next = not self._sweep_next
+        if self._to_sweep and self._sweep_next and (found := await self._sweep(limit)):
             return found
         if self._own and (found := await self._read_own(limit)):
             return found
@@ -396,6 +396,7 @@ class RedisSubscription:
                     logger.warning("%s: the server's clock went back; leases on %s begin anew", self._gate.title, source)
                 if vanished:
                     self._say_vanished(source, [id.decode() for id in vanished])
+                # What we held before, unless it was lost meanwhile: then the sweep has brought it back.
                 known |= self._in_hand(source) | {delivery.source_id for delivery in held if not delivery.lost}
                 found = [
                     self._hold(source, id, fields, suspect=count != 0)
@@ -468,7 +469,7 @@ class RedisSubscription:
         if not self._let_go(delivery) and delivery.lost:
             return
         self._acks.add(delivery)
-        if self._flush_timer is None:
+        if self._flush_timer is None:  # looked at here too, since it is not for most acks: a call less for each
             self._flush_later()
 
     def settled(self, delivery: Delivery, /) -> None:

@@ -250,7 +250,7 @@ async def test_what_a_replica_has_not_got_is_said_once_however_long_it_is_not_pr
     transport: RedisTransport, proxy: FaultProxy, server: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A publisher that waits for the end of a failover connects anew from time to time, and one line for each would fill the log."""
-    monkeypatch.setattr("eventbus.redis.link.STAY", 0.0)
+    monkeypatch.setattr("eventbus.redis.link.RECONNECT_EVERY", 0.0)
     _, newest = await transport.publish([envelope(), envelope()])
     server.client.xdel(S, newest)
     server("REPLICAOF", "127.0.0.1", "1")

@@ -240,21 +240,36 @@ async def test_a_suspect_is_settled_before_the_next_begins(
                 heir.ack(suspect)
 
 
-async def test_a_start_is_counted_once_though_its_replies_are_lost(live: RedisTransport, proxy: FaultProxy, server: Any) -> None:
-    """A bad line is no reason to bury a message."""
+async def left_by_a_dead_process(live: RedisTransport, request: Subscribe) -> str:
+    """Have something that a process held when it died; the name of its consumer."""
     await Club(live).publish(1)
-    request = Subscribe(streams=[S], group="g", lease=0.2, max_crashes=1)
     async with live.subscribe(request) as dead:
         assert await dead.receive(1)
         dead.abandon()
-        async with RedisTransport(proxy.url, stream=S) as transport, transport.subscribe(request) as heir:
-            while not (found := await heir.receive(1)):
-                pass
-            proxy.cut("begin", after=True, times=3)
 
-            assert await heir.begin(found[0])
-            assert 0 == proxy.pending_cuts
-            assert {f"crash {S} {found[0].entry_id}": "1"} == _crashes(server)
+    return dead.consumer
+
+
+async def taken_over(heir: RedisSubscription) -> Delivery:
+    """What it had, once its lease has run out."""
+    while not (found := await heir.receive(1)):
+        pass
+    [suspect] = found
+
+    return suspect
+
+
+async def test_a_start_is_counted_once_though_its_replies_are_lost(live: RedisTransport, proxy: FaultProxy, server: Any) -> None:
+    """A bad line is no reason to bury a message."""
+    request = Subscribe(streams=[S], group="g", lease=0.2, max_crashes=1)
+    await left_by_a_dead_process(live, request)
+    async with RedisTransport(proxy.url, stream=S) as transport, transport.subscribe(request) as heir:
+        suspect = await taken_over(heir)
+        proxy.cut("begin", after=True, times=3)
+
+        assert await heir.begin(suspect)
+        assert 0 == proxy.pending_cuts
+        assert {f"crash {S} {suspect.entry_id}": "1"} == _crashes(server)
 
 
 @pytest.mark.parametrize("verdict", ["retry", "bury"])
@@ -262,81 +277,65 @@ async def test_a_start_is_not_counted_whose_handler_ended_though_its_verdict_wai
     live: RedisTransport, server: Any, verdict: str
 ) -> None:
     """Processes that die while the server is full die of something else."""
-    await Club(live).publish(1)
     request = Subscribe(streams=[S], group="g", lease=0.2, max_crashes=1)
-    async with live.subscribe(request) as dead:
-        assert await dead.receive(1)
-        dead.abandon()
+    await left_by_a_dead_process(live, request)
     server.fill()
     for _ in range(3):
         async with live.subscribe(request) as dying:
-            while not (found := await dying.receive(1)):
-                pass
-            assert await dying.begin(found[0])
-            assert await (dying.retry(found[0], after=0.0) if verdict == "retry" else dying.bury(found[0], reason="rejected"))
+            suspect = await taken_over(dying)
+            assert await dying.begin(suspect)
+            assert await (dying.retry(suspect, after=0.0) if verdict == "retry" else dying.bury(suspect, reason="rejected"))
             await wait_until(lambda: _crashes(server) == {}, description="its start is forgotten")
             dying.abandon()
 
-    assert [found[0].entry_id] == _pending(server)
+        assert [suspect.entry_id] == _pending(server)
 
 
 async def test_a_crash_loop_is_known_as_one_as_long_as_it_cannot_be_buried(live: RedisTransport, server: Any) -> None:
-    await Club(live).publish(1)
+    """No handler has come to an end, so it is not to be started again by who takes it over from there."""
     request = Subscribe(streams=[S], group="g", lease=0.2, max_crashes=1)
-    async with live.subscribe(request) as dead:
-        assert await dead.receive(1)
-        dead.abandon()
+    await left_by_a_dead_process(live, request)
     for start in range(1, 4):
         async with live.subscribe(request) as dying:
-            while not (found := await dying.receive(1)):
-                pass
-            assert (start == 1) == await dying.begin(found[0])
+            suspect = await taken_over(dying)
+            assert (start == 1) == await dying.begin(suspect)
             server.fill()
             await dying.flush()
-            assert {f"crash {S} {found[0].entry_id}": str(start)} == _crashes(server)
+            assert {f"crash {S} {suspect.entry_id}": str(start)} == _crashes(server)
             dying.abandon()
 
 
 async def test_a_suspect_that_is_not_ours_any_more_is_let_go(live: RedisTransport, server: Any) -> None:
     """A server that was set back has forgotten who claimed it. When it is claimed once more, it is handled, and not only held."""
-    await Club(live).publish(1)
     request = Subscribe(streams=[S], group="g", lease=0.2)
-    async with live.subscribe(request) as dead:
-        assert await dead.receive(1)
-        dead.abandon()
-        async with live.subscribe(request) as heir:
-            while not (found := await heir.receive(1)):
-                pass
-            [suspect] = found
-            server.client.xclaim(S, "g", dead.consumer, 0, [suspect.entry_id], idle=10_000, justid=True)
+    dead = await left_by_a_dead_process(live, request)
+    async with live.subscribe(request) as heir:
+        suspect = await taken_over(heir)
+        server.client.xclaim(S, "g", dead, 0, [suspect.entry_id], idle=10_000, justid=True)
 
-            assert not await heir.begin(suspect)
-            assert suspect.lost
+        assert not await heir.begin(suspect)
+        assert suspect.lost
 
-            with anyio.fail_after(20):
-                [again] = await heir.receive(1)
-            assert (suspect.entry_id, True) == (again.entry_id, await heir.begin(again))
+        with anyio.fail_after(20):
+            [again] = await heir.receive(1)
+        assert (suspect.entry_id, True) == (again.entry_id, await heir.begin(again))
 
 
 @pytest.mark.parametrize("loss", ["destroy", "flushall"])
 async def test_a_suspect_whose_group_is_gone_is_let_go(live: RedisTransport, server: Any, loss: str) -> None:
     """It went with its group, and waiting for that would keep its slot from all that comes after it."""
-    await Club(live).publish(1)
     request = Subscribe(streams=[S], group="g", lease=0.2)
-    async with live.subscribe(request) as dead:
-        assert await dead.receive(1)
-        dead.abandon()
-        async with live.subscribe(request) as heir:
-            while not (found := await heir.receive(1)):
-                pass
-            if loss == "destroy":
-                server.client.xgroup_destroy(S, "g")
-            else:
-                server.client.flushall()
+    await left_by_a_dead_process(live, request)
+    async with live.subscribe(request) as heir:
+        suspect = await taken_over(heir)
+        if loss == "destroy":
+            server.client.xgroup_destroy(S, "g")
+        else:
+            server.client.flushall()
 
-            with anyio.fail_after(10):
-                assert not await heir.begin(found[0])
-            assert found[0].lost
+        with anyio.fail_after(10):
+            assert not await heir.begin(suspect)
+        assert suspect.lost
 
 
 async def test_a_subscriber_with_suspects_goes_on_after_its_server_was_emptied(

@@ -326,7 +326,7 @@ async def test_a_server_that_stays_demoted_is_not_connected_to_all_the_time(
     proxy: FaultProxy, server: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The address may lead to the new master soon, and it is one more load for whoever is there meanwhile."""
-    monkeypatch.setattr("eventbus.redis.link.STAY", 60.0)
+    monkeypatch.setattr("eventbus.redis.link.RECONNECT_EVERY", 60.0)
     channel = Channel(Endpoint(proxy.url))
     server("REPLICAOF", "127.0.0.1", "1")
     try:

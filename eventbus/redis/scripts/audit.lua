@@ -1,7 +1,7 @@
 -- audit: the numbers of a group, taken in one step.
 -- Promises: changes nothing but the time of the last audit. With an interval, only one of many askers gets an answer within it.
 --   added - base = settled + pending + unread + lost, where unread is what lies between the last delivered id and the last one now;
---   `audit-unread` counts that afterwards, for it may be long.
+--   `count` counts that afterwards, for it may be long.
 -- KEYS     stream, group hash, added
 -- ARGV     group, interval in ms or 0
 -- Replies  {added, base, settled, vanished, pending, last delivered id, last id, checkpoint or '', and what an audit noted last, or '': the
