@@ -65,7 +65,7 @@ SUSPECTS_ASIDE = 1000
 
 # A server that does not answer when we leave: grace, these, and the last words of the subscription are within the 30 s of Kubernetes.
 SETTLE_WITHIN = 0.5
-"""Seconds after the grace for verdicts that are under way."""
+"""Seconds after the grace for verdicts and a read that are under way."""
 RELEASE_WITHIN = 1.0
 """Seconds to give back what was not started."""
 
@@ -272,6 +272,10 @@ class _Run:
         self.idle: list[anyio.Event] = []
         """Of the workers that have nothing to do: the event that calls one of them to look at what waits."""
         self.closed = False
+        self.working = anyio.CancelScope()
+        """Around the workers; the grace ends it."""
+        self.reading = anyio.CancelScope()
+        """Around the reader. It outlasts the grace: what the server has already handed to us is to be given back."""
         self.settling: set[anyio.CancelScope] = set()
         self.settled_by = math.inf
         """When what the server has not taken is left to its lease: soon after the grace, once that has begun."""
@@ -304,15 +308,15 @@ class _Run:
         """Read and handle until told to stop; then finish, and give back the rest."""
         self.subscription = subscription
         try:
-            async with anyio.create_task_group() as workers:
-                for _ in range(self.subscriber.concurrency):
-                    workers.start_soon(self._work, subscription)
-                async with anyio.create_task_group() as reading:
-                    reading.start_soon(self._stop, subscription, workers.cancel_scope)
-                    await self._read(subscription)
-                    reading.cancel_scope.cancel()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._work_all, subscription)
+                async with anyio.create_task_group() as until_read:
+                    until_read.start_soon(self._stop, subscription)
+                    with self.reading:
+                        await self._read(subscription)
+                    until_read.cancel_scope.cancel()
                 self._take_back()
-                workers.cancel_scope.deadline = min(workers.cancel_scope.deadline, anyio.current_time() + self.subscriber.grace)
+                self.working.deadline = min(self.working.deadline, anyio.current_time() + self.subscriber.grace)
         finally:
             self._take_back()
             with anyio.move_on_after(RELEASE_WITHIN, shield=True) as scope:
@@ -338,12 +342,12 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------------------ read
 
-    async def _stop(self, subscription: Subscription, working: anyio.CancelScope) -> None:
+    async def _stop(self, subscription: Subscription) -> None:
         await self.stopping.wait()
         # From now on, however long a server keeps the reader waiting.
-        working.deadline = anyio.current_time() + self.subscriber.grace
-        self.settled_by = working.deadline + SETTLE_WITHIN
-        for scope in self.settling:
+        self.working.deadline = anyio.current_time() + self.subscriber.grace
+        self.settled_by = self.working.deadline + SETTLE_WITHIN
+        for scope in (self.reading, *self.settling):
             scope.deadline = self.settled_by
         subscription.stop()
         self.room.set()
@@ -374,6 +378,8 @@ class _Run:
                 return
             self.in_hand += len(deliveries)
             self.waiting += deliveries
+            if self.stopping.is_set():
+                return
             for _ in range(min(len(deliveries), len(self.idle))):
                 self.idle.pop().set()
             if len(deliveries) <= concurrency:
@@ -391,6 +397,12 @@ class _Run:
             self.idle.pop().set()
 
     # ------------------------------------------------------------------------------------------------------------ work
+
+    async def _work_all(self, subscription: Subscription) -> None:
+        with self.working:
+            async with anyio.create_task_group() as workers:
+                for _ in range(self.subscriber.concurrency):
+                    workers.start_soon(self._work, subscription)
 
     async def _work(self, subscription: Subscription) -> None:
         """Handle one delivery after another. A handler whose lease is lost takes its scope with it, so there is one scope per loss."""

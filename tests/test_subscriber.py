@@ -285,6 +285,30 @@ async def test_a_server_that_does_not_answer_holds_up_nobody_who_leaves(
     assert 1 == sum("could not be given back" in line for line in lines)
 
 
+async def test_a_read_that_is_never_answered_holds_up_nobody_who_leaves(
+    subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has as long as the verdicts that are under way, and no longer."""
+    reading = anyio.Event()
+    outlasted = False
+
+    async def silent(*_: Any) -> list[Delivery]:
+        nonlocal outlasted
+        reading.set()
+        await anyio.sleep(10)
+        outlasted = True
+        return []
+
+    monkeypatch.setattr("eventbus.subscriber.SETTLE_WITHIN", 0.05)
+    monkeypatch.setattr(MemorySubscription, "receive", silent)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(replace(subscriber, grace=0.05).run)
+        await reading.wait()
+        tasks.cancel_scope.cancel()
+
+    assert not outlasted
+
+
 async def test_a_handler_may_choose_to_roll_back(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
     """Then it has decided, and the delivery is done."""
     log: list[str] = []

@@ -1,6 +1,7 @@
 """Consuming from a real server: what is on the wire, what survives a cut line, and what heals."""
 
 import asyncio
+import dataclasses
 import logging
 import re
 import time
@@ -20,6 +21,7 @@ from eventbus.errors import Full, Refused, Unavailable
 from eventbus.redis import RedisTransport
 from eventbus.redis.audit import Audit, audit
 from eventbus.redis.keys import Keys
+from eventbus.redis.link import Link
 from eventbus.redis.scripts import DUE, GLANCE, JOIN, SWEEP
 from eventbus.redis.subscription import RedisSubscription
 from eventbus.testing import wait_until
@@ -431,6 +433,40 @@ async def test_what_is_settled_while_the_server_answers_is_not_handed_out_again(
 
         assert settled
         assert (first.entry_id, [second.entry_id]) == (server.client.xrange(S)[0][0].decode(), _pending(server))
+
+
+async def test_what_is_read_while_a_subscriber_stops_is_given_back(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also without any grace: the server has counted it as ours, and nobody would have it before the lease is over."""
+    read, stopped = asyncio.Event(), asyncio.Event()
+    call, stop = Link.call, RedisSubscription.stop
+
+    async def call_late(self: Link, *commands: Any, **options: Any) -> list[Any]:
+        replies = await call(self, *commands, **options)
+        if commands[0][0] == "XREADGROUP" and not stopped.is_set() and _pending(server):
+            read.set()
+            await stopped.wait()
+            for _ in range(10):  # the answer is still on its way
+                await asyncio.sleep(0)
+
+        return replies
+
+    def stop_and_answer(self: RedisSubscription) -> None:
+        stop(self)
+        stopped.set()
+
+    monkeypatch.setattr(Link, "call", call_late)
+    monkeypatch.setattr(RedisSubscription, "stop", stop_and_answer)
+    club = Club(live)
+    await club.publish(3)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(dataclasses.replace(club.subscriber, grace=0.0).run)
+        await read.wait()
+        tasks.cancel_scope.cancel()
+
+    assert [] == club.handled
+    assert {("released", 0)} == {server.owner(S, "g", id) for id in _pending(server)}
 
 
 @pytest.mark.parametrize("end", ["acked", "settled", "released"])
