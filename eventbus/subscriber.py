@@ -309,7 +309,7 @@ class _Run:
         self.subscription = subscription
         try:
             async with anyio.create_task_group() as tasks:
-                tasks.start_soon(self._work_all, subscription)
+                await tasks.start(self._work_all, subscription)
                 async with anyio.create_task_group() as until_read:
                     until_read.start_soon(self._stop, subscription)
                     with self.reading:
@@ -398,11 +398,12 @@ class _Run:
 
     # ------------------------------------------------------------------------------------------------------------ work
 
-    async def _work_all(self, subscription: Subscription) -> None:
+    async def _work_all(self, subscription: Subscription, *, task_status: anyio.abc.TaskStatus[None]) -> None:
         with self.working:
             async with anyio.create_task_group() as workers:
                 for _ in range(self.subscriber.concurrency):
                     workers.start_soon(self._work, subscription)
+                task_status.started()
 
     async def _work(self, subscription: Subscription) -> None:
         """Handle one delivery after another. A handler whose lease is lost takes its scope with it, so there is one scope per loss."""
