@@ -820,9 +820,9 @@ async def test_of_two_that_handle_a_delivery_one_has_an_effect(live: RedisTransp
             await fast.wait()  # it will not be told, and commits late
 
     async with asyncio.TaskGroup() as tasks:
-        running = [tasks.create_task(subscriber(live, bus).run())]
+        running = [tasks.create_task(subscriber(live, bus, lease=60.0).run())]  # which it does not renew before the other sweeps
         await slow.wait()
-        running.append(tasks.create_task(subscriber(live, bus).run()))
+        running.append(tasks.create_task(subscriber(live, bus, lease=60.0).run()))
         await wait_until(lambda: len(started) == 2 and bool(summed(server)), description="the second has committed")
         fast.set()
         await wait_until(lambda: pending(server) == 0, description="nothing is left")
