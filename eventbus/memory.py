@@ -303,6 +303,7 @@ class MemorySubscription:
         return True
 
     async def begin(self, delivery: Delivery, /) -> bool:
+        delivery.begun = True
         group = await self._ours(delivery)
         if group is None:
             return False
@@ -319,7 +320,7 @@ class MemorySubscription:
             group = None if delivery.lost else await self._ours(delivery)  # lost, it may be ours again as another delivery
             if group is not None:
                 held = group.pending[delivery.source, delivery.source_id]
-                group.orphan(held, 0.0, started=False)
+                group.orphan(held, 0.0, started=delivery.stays_suspect)
                 self._held.pop((delivery.source, delivery.source_id), None)
         self._changes.happen()
 
@@ -369,7 +370,7 @@ class MemorySubscription:
                 group = self._group(delivery)
                 held = group.pending.get(key)
                 if held is not None and held.owner == self.consumer:
-                    group.orphan(held, 0.0, started=False)
+                    group.orphan(held, 0.0, started=delivery.stays_suspect)
             self._held.clear()
 
     def _take(self, limit: int) -> list[Delivery]:
@@ -494,7 +495,7 @@ class _Group:
             self.settled += 1
 
     def orphan(self, held: _Held, until: float, *, started: bool) -> None:
-        """From that time on another consumer may claim it. What had not started, or was given back, is no suspect."""
+        """From that time on another consumer may claim it. What had not started is no suspect."""
         held.until, held.suspect = until, started
         if not started:
             held.crashes = 0

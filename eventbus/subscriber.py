@@ -478,6 +478,7 @@ class _Run:
     async def _handle(self, subscription: Subscription, delivery: Delivery, cancelled: Callable[[], int]) -> None:
         error: Exception | None = None
         duplicate = False
+        ending: UnitOfWork | None = None
         cancelled_before = cancelled()
         try:
             message = self._decode(delivery)
@@ -494,6 +495,7 @@ class _Run:
             async with uow:
                 if uow.message_store is SINKHOLE or await uow.begin(delivery):
                     await self.handle(message, uow, delivery=delivery)
+                    ending = uow
                 else:
                     duplicate = True
                     await uow.rollback()
@@ -508,6 +510,9 @@ class _Run:
             error = exc
         except anyio.get_cancelled_exc_class() as exc:
             if anyio.get_current_task().has_pending_cancellation() or cancelled() > cancelled_before:
+                if ending is not None and _is_done(ending) and not delivery.lost:
+                    self._say_done(subscription, delivery)
+                    self.handled += 1
                 raise
             error = RuntimeError("the handler awaited something that somebody else has cancelled")
             error.__cause__ = exc
@@ -519,16 +524,19 @@ class _Run:
             return
         self.last_progress = time.monotonic()
         if error is None:
-            if delivery.settled:
-                subscription.settled(delivery)
-            else:
-                subscription.ack(delivery)
+            self._say_done(subscription, delivery)
             if duplicate:
                 self.duplicates += 1
             else:
                 self.handled += 1
         else:
             await self._settle(subscription, delivery, error)
+
+    def _say_done(self, subscription: Subscription, delivery: Delivery) -> None:
+        if delivery.settled:
+            subscription.settled(delivery)
+        else:
+            subscription.ack(delivery)
 
     def _decode(self, delivery: Delivery) -> Message | None:
         """The message; None for a type that this bus has nothing to do with. `DecodeError` for what should be one and is not."""
@@ -602,6 +610,11 @@ class _Run:
         self.settling.discard(scope)
         if scope.cancelled_caught:
             logger.warning("%s: the server did not answer before the grace was over: this is delivered again", _title(delivery))
+
+
+def _is_done(uow: UnitOfWork) -> bool:
+    """Whether all of it is committed and published, also if it was cancelled then, in a hook."""
+    return uow._ended is TransactionStatus.committed and not uow._unpublished  # pyright: ignore[reportPrivateUsage]
 
 
 def _title(delivery: Delivery) -> str:

@@ -130,7 +130,10 @@ class Subscription(Protocol):
         ...
 
     async def release(self, deliveries: Sequence[Delivery], /) -> None:
-        """Give back what was not started: another consumer takes it soon, as the same attempt."""
+        """Give back what was not started: another consumer takes it soon, as the same attempt. So too what was begun and cancelled by us.
+
+        A suspect that was not begun stays one, with its counted starts; any other is none from then on. What is not ours is left alone.
+        """
         ...
 
     async def flush(self) -> None:
@@ -166,10 +169,17 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     """Whether another consumer has taken it over."""
     settled: bool = False
     """Whether the commit of its unit of work has settled it too."""
+    begun: bool = False
+    """Whether its start, that of a suspect, may have been counted."""
     _envelope: Envelope | None = None
 
     def __repr__(self) -> str:
         return f"<delivery {self.entry_id} of {self.stream} to {self.group}, attempt {self.attempt}>"
+
+    @property
+    def stays_suspect(self) -> bool:
+        """Whether it is a suspect also when it is given back now: one that nobody has started was cleared of nothing."""
+        return self.suspect and not self.begun
 
     @property
     def envelope(self) -> Envelope:

@@ -433,6 +433,34 @@ async def test_the_default_codec_is_json(transport: MemoryTransport) -> None:
     assert "application/msgpack" == other.envelopes[0].content_type
 
 
+@pytest.mark.parametrize("begun", [False, True])
+@pytest.mark.parametrize("end", ["released", "left"])
+async def test_a_suspect_that_nobody_started_stays_one(transport: MemoryTransport, end: str, begun: bool) -> None:
+    """Whoever stops before its turn has not cleared it, nor of the starts that were counted; whose handler we cancelled is cleared."""
+    request = msgspec.structs.replace(REQUEST, max_crashes=1)
+    await publish(transport, Lent("Dune"))
+    for _ in range(2):  # the second one was counted as it started, and died of it
+        async with transport.subscribe(request) as dying:
+            [delivery] = await dying.receive(1)
+            if delivery.suspect:
+                assert await dying.begin(delivery)
+            dying.abandon()
+        transport.clock.advance(31)
+    async with transport.subscribe(msgspec.structs.replace(request, max_crashes=2)) as leaving:
+        [delivery] = await leaving.receive(1)
+        assert delivery.suspect
+        if begun:
+            assert await leaving.begin(delivery)
+        if end == "released":
+            await leaving.release([delivery])
+
+    async with transport.subscribe(request) as heir:
+        [delivery] = await heir.receive(1)
+
+        assert begun is not delivery.suspect
+        assert begun is await heir.begin(delivery)
+
+
 @pytest.mark.parametrize("end", ["acked", "settled", "released"])
 async def test_what_came_again_stays_held_when_the_end_of_its_lost_delivery_is_told(transport: MemoryTransport, end: str) -> None:
     """As on Redis: or its lease would run out under its handler, and another would handle it as well."""

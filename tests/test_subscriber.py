@@ -337,6 +337,39 @@ async def test_a_handler_may_commit_itself(bus: MessageBus, subscriber: Subscrib
     assert (["commit"], 1) == (log, done.handled)
 
 
+class Post:
+    """A dependency that is slow to post what was committed."""
+
+    def __init__(self) -> None:
+        self.posting = anyio.Event()
+
+    async def on_after_commit(self) -> None:
+        self.posting.set()
+        await anyio.sleep_forever()
+
+
+@pytest.mark.parametrize("committed_by", ["the subscriber", "the handler"])
+async def test_what_was_committed_when_the_grace_ended_is_not_handled_again(
+    subscriber: Subscriber, transport: Observed, committed_by: str
+) -> None:
+    """A hook was cut off, and not the work. But a handler that commits itself has not come to its end."""
+    post, log = Post(), list[str]()
+    bus = MessageBus(post=lambda: post)
+
+    @bus.listen
+    async def handle(event: Registered, uow: UnitOfWork, post: Post) -> None:
+        if committed_by == "the handler":
+            await uow.commit()
+
+    await publish(transport, Registered(number=1))
+    stopped = replace(subscriber, bus=bus, unit_of_work=lambda _: UnitOfWork(Session(log)), grace=0.01)
+    async with running(stopped):
+        await post.posting.wait()
+
+    assert ["commit"] == log
+    assert (0, int(committed_by == "the handler"), 0) == await counts(transport)
+
+
 async def test_a_detached_unit_of_work_is_committed_all_the_same(
     bus: MessageBus, subscriber: Subscriber, transport: Observed
 ) -> None:

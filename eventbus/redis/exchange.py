@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any, Final
 
-from eventbus.errors import TransportError, Unavailable
+from eventbus.errors import ConfigurationError, TransportError, Unavailable
 from eventbus.redis.link import Channel, Endpoint, checked
 
 TOGETHER: Final = 100
@@ -50,6 +50,8 @@ class Exchange:
         while True:
             reply, lost = await self._ask_once(command, until)
             sent = sent or lost
+            if isinstance(reply, ConfigurationError):
+                raise reply
             try:
                 return checked(reply, self._endpoint)
             except Unavailable as exc:
@@ -90,7 +92,7 @@ class Exchange:
                     continue
                 try:
                     replies, lost = await self._channel.call(*[asked.command for asked in batch]), False
-                except TransportError as exc:
+                except Exception as exc:  # also a mistake in the URL, found when it is first used: for those who asked
                     replies, lost = [exc] * len(batch), self._channel.sent
                 for asked, reply in zip(batch, replies, strict=True):
                     asked.reply(reply, lost)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 from eventbus.envelope import Envelope, to_fields
-from eventbus.errors import EncodeError, PublishError, TransportError, Unavailable, excerpt
+from eventbus.errors import EncodeError, Full, PublishError, TransportError, Unavailable, excerpt
 from eventbus.messages import check_name
 from eventbus.redis.entries import MOST_WORDS, place_of
 from eventbus.redis.keys import Keys
@@ -94,7 +94,10 @@ class Publisher:
         except BaseException:
             # Only a cancellation comes here. It is ours alone: the others' envelopes are asked for again, which adds none twice.
             own.done = True
-            self._waiting.extendleft(reversed([job for job in batch if not job.done]))
+            others = [job for job in batch if not job.done]
+            for job in others:
+                job.doubtful = True
+            self._waiting.extendleft(reversed(others))
             raise
         finally:
             self._sending = False
@@ -134,8 +137,9 @@ class Publisher:
                 error = translate(reply, f"publishing to {stream!r}")
                 if error is not reply:
                     error.__cause__ = reply
-                unknown = lost and isinstance(error, Unavailable)
                 for job, index in parts:
+                    # A full server looks first whether they are there; but when others are asked for beside them it says that it is full.
+                    unknown = job.doubtful or (lost and not isinstance(error, Full))
                     job.failures.append((index, error, unknown))
             else:
                 for (job, index), id in zip(parts, reply, strict=True):
@@ -200,7 +204,7 @@ class Publisher:
 class _Job:
     """The envelopes of one `publish`, and what became of them."""
 
-    __slots__ = ("done", "envelopes", "failures", "fields", "ids", "streams", "turn")
+    __slots__ = ("done", "doubtful", "envelopes", "failures", "fields", "ids", "streams", "turn")
 
     def __init__(self, envelopes: Sequence[Envelope], default: str) -> None:
         self.envelopes = envelopes
@@ -209,6 +213,8 @@ class _Job:
         self.ids = [""] * len(envelopes)
         self.failures: list[tuple[int, TransportError, bool]] = []
         self.done = not envelopes
+        self.doubtful = False
+        """Whether it may have been sent by another task, which was cancelled before it knew."""
         self.turn: asyncio.Future[None] | None = None
 
     def error(self) -> PublishError:

@@ -51,6 +51,8 @@ DEAD_AFTER: Final = 600.0
 """Seconds of silence after which a consumer that holds nothing is removed."""
 MOST_UNSETTLED: Final = 10_000
 """Deliveries that wait for the server to take their verdict, at the most; then nothing more is read until it does."""
+SETTLED_TOGETHER: Final = 100
+"""Of these, how many go in one write once the server takes them. Leases are renewed in between."""
 LEAVE_WITHIN: Final = 3.0
 """Seconds for the last words to the server when we leave."""
 
@@ -516,6 +518,7 @@ class RedisSubscription:
         )  # fmt: skip
 
     async def begin(self, delivery: Delivery, /) -> bool:
+        delivery.begun = True
         state = self._sources[delivery.source].state
         mark = secrets.token_hex(4)  # asked again after a lost reply, this start is counted once
         command = BEGIN.call(delivery.source, state, args=(self._request.group, self.consumer, delivery.source_id, mark))
@@ -547,16 +550,18 @@ class RedisSubscription:
         return True
 
     async def release(self, deliveries: Sequence[Delivery], /) -> None:
-        by_source: dict[str, list[str]] = {}
+        alike: dict[tuple[str, bool], list[str]] = {}
         for delivery in deliveries:
             if self._let_go(delivery):
-                by_source.setdefault(delivery.source, []).append(delivery.source_id)
-        for source, ids in by_source.items():
+                alike.setdefault((delivery.source, delivery.stays_suspect), []).append(delivery.source_id)
+        for (source, suspect), ids in alike.items():
             state = self._sources[source].state
             for at in range(0, len(ids), PER_CALL):
                 try:
                     await self._control.run(
-                        RELEASE.call(source, state, args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]))
+                        RELEASE.call(
+                            source, state, args=(self._request.group, self.consumer, int(suspect), *ids[at : at + PER_CALL])
+                        )
                     )
                 except TransportError as exc:
                     logger.warning(
@@ -651,12 +656,14 @@ class RedisSubscription:
             try:
                 if time.monotonic() >= next_beat or self._to_renew:
                     self._to_renew = False
-                    await self._renew()
-                    next_beat = time.monotonic() + beat
+                    try:
+                        await self._renew()
+                        next_beat = time.monotonic() + beat
+                    except Full:  # a full memory lets leases be renewed; a full disk does not
+                        next_beat = time.monotonic() + min(0.5, beat)
                 if self._unsettled:
-                    await self._settle_again()
-            except Full:  # tried again after a pause. A full memory lets leases be renewed; a full disk does not
-                next_beat = max(next_beat, time.monotonic() + min(0.5, beat))
+                    with suppress(Full):  # tried again after a pause
+                        await self._settle_again(until=next_beat)
             except Unavailable as exc:
                 await self._gate.wait(exc, at_most=self._patience)
                 next_beat = time.monotonic()
@@ -731,18 +738,34 @@ class RedisSubscription:
             if self._request.on_lost is not None:
                 self._request.on_lost(delivery)
 
-    async def _settle_again(self) -> None:
-        for key, command in list(self._unsettled.items()):
-            if key in self._held:
+    async def _settle_again(self, *, until: float = math.inf) -> None:
+        """Have the verdicts taken that were not, until all are or it is that late; one at first, then many in a write."""
+        together = 1
+        while self._unsettled:
+            batch: list[tuple[Key, tuple[Any, ...]]] = []
+            for key, command in list(islice(self._unsettled.items(), together)):
+                if key in self._held:
+                    batch.append((key, command))
+                else:
+                    del self._unsettled[key]
+            replies = await self._control.call(*[command for _, command in batch])
+            refused: TransportError | None = None
+            for (key, _), reply in zip(batch, replies, strict=True):
                 try:
-                    await self._control.run(command)
-                except Unavailable as exc:
+                    checked(reply, self._endpoint)
+                except TransportError as exc:
                     if not group_is_gone(exc):  # or there is nothing to settle
-                        raise
+                        refused = refused or exc
+                        continue
+                self._unsettled.pop(key, None)
                 self._held.pop(key, None)
                 self._due_at[self._sources[key[0]].stream] = time.monotonic()  # it may have been a retry: ask when it is due
                 self._unblock()
-            self._unsettled.pop(key, None)
+            if refused is not None:
+                raise refused
+            if time.monotonic() >= until:
+                return
+            together = SETTLED_TOGETHER
 
     async def _tidy(self) -> None:
         """The janitor's round: dead consumers, old entries, old dead letters, and whether the numbers add up."""

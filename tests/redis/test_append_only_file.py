@@ -151,7 +151,7 @@ def requeue(server: Server) -> Call:
 def release(server: Server) -> Call:
     ids = server.held("a", "b", "c")
     server.run(BEGIN, S, KEYS.state, args=("g", "me", ids[0], "x"))
-    return call("release", S, KEYS.state, args=("g", "me", *ids))
+    return call("release", S, KEYS.state, args=("g", "me", 0, *ids))
 
 
 @case
@@ -163,7 +163,7 @@ def renew(server: Server) -> Call:
 def sweep(server: Server) -> Call:
     stale, released, gone, _ = server.held("a", "b", "c", "d")
     server.client.xclaim(S, "g", "me", 0, [stale, gone], idle=70_000, justid=True)
-    server.run(RELEASE, S, KEYS.state, args=("g", "me", released))
+    server.run(RELEASE, S, KEYS.state, args=("g", "me", 0, released))
     server.client.xdel(S, gone)
     return call("sweep", S, KEYS.state, args=("g", "other", 60_000, "0-0", 100, 1))
 

@@ -174,7 +174,7 @@ class Agreement(RuleBasedStateMachine):
         elif what == "bury":
             item.where = "dead"
         else:
-            item.where, item.suspect = "ready", False
+            item.where = "ready"  # a suspect as before, since nobody has begun it
 
     @rule(data=st.data())
     def crash(self, data: st.DataObject) -> None:
@@ -191,7 +191,7 @@ class Agreement(RuleBasedStateMachine):
             self.run(consumer.leave())
         for item in self.items.values():
             if item.where == str(number):
-                item.where, item.suspect = "ready", False
+                item.where = "ready"
                 del self.held[item.id]
 
     @rule(seconds=st.sampled_from([1.0, 31.0, 4000.0]))

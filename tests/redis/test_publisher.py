@@ -284,6 +284,23 @@ async def test_a_cancelled_publisher_does_not_take_others_with_it(
     assert first.cancelled() or first.done()
 
 
+async def test_what_a_cancelled_task_had_sent_for_another_is_not_called_not_sent(proxy: FaultProxy, server: Any) -> None:
+    """Its reply was under way when the one that sent it was cancelled, and then the server could not be asked again."""
+    async with RedisTransport(proxy.url, stream=S, patience=0.2) as transport:
+        await transport.publish([envelope()])
+        transport._publisher._crowded = True  # so that both go in one write
+        proxy.silence("publish", after=True)
+        leading, other = [asyncio.ensure_future(transport.publish([envelope()])) for _ in range(2)]
+        await wait_until(lambda: server.client.xlen(S) == 3, description="both are in the stream")
+        proxy.refusing = True
+        leading.cancel()
+        with pytest.raises(PublishError) as caught:
+            await other
+
+    assert leading.cancelled()
+    assert "unknown" == caught.value.outcome
+
+
 async def test_publishing_through_a_closed_transport_raises(redis_server: LiveServer) -> None:
     """Entered again, it works again."""
     transport = RedisTransport(redis_server.url, stream=S)

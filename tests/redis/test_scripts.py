@@ -446,12 +446,22 @@ def test_released_entries_are_claimed_at_once_and_are_no_suspects(server: Any) -
     for id in (a, b):
         server.run(BEGIN, S, KEYS.state, args=("g", "me", id, "x"))
 
-    assert 1 == server.run(RELEASE, S, KEYS.state, args=("g", "me", a))
-    assert 0 == server.run(RELEASE, S, KEYS.state, args=("g", "stranger", b))
+    assert 1 == server.run(RELEASE, S, KEYS.state, args=("g", "me", 0, a))
+    assert 0 == server.run(RELEASE, S, KEYS.state, args=("g", "stranger", 0, b))
     assert (0, 1) == (counted(server, f"crash {S} {a.decode()}"), counted(server, f"crash {S} {b.decode()}"))
     _, found, _, _ = sweep(server, 30 * 86_400_000)
     assert [(a, 0)] == [(id, count) for id, count, _ in found]
     assert [("other", 1), ("me", 1)] == [server.owner(S, "g", id) for id in (a, b)]
+
+
+def test_released_suspects_that_were_not_started_stay_suspects(server: Any) -> None:
+    """They keep the starts that were counted, too."""
+    [a] = held(server, "a")
+    server.run(BEGIN, S, KEYS.state, args=("g", "me", a, "x"))
+
+    assert 1 == server.run(RELEASE, S, KEYS.state, args=("g", "me", 1, a))
+    _, found, _, _ = sweep(server, 30 * 86_400_000)
+    assert ([(a, 1)], 1) == ([(id, count) for id, count, _ in found], counted(server, f"crash {S} {a.decode()}"))
 
 
 def test_sweep_counts_what_vanished_unsettled(server: Any) -> None:

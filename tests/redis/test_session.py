@@ -726,6 +726,18 @@ async def test_a_cancelled_commit_is_asked_again(through: RedisTransport, proxy:
     assert [b"1", b"1"] == server.client.mget("a", "b")
 
 
+async def test_a_mistake_in_the_url_is_told_to_who_asks() -> None:
+    """At once, as it is, and not as a commit of which nobody knows whether it took place."""
+    async with RedisTransport("redis://localhost:1/0?sokcet_timeout=1", stream=S) as transport:
+        for _ in range(2):
+            session = RedisSession(transport)
+            session.incr("a")
+            with pytest.raises(ConfigurationError, match="sokcet_timeout"):
+                await session.commit()
+            with pytest.raises(ConfigurationError, match="sokcet_timeout"):
+                await session.get("a")
+
+
 async def test_what_many_ask_goes_together(through: RedisTransport, proxy: FaultProxy, server: Any) -> None:
     """One connection, however many tasks."""
     sessions = [RedisSession(through) for _ in range(50)]

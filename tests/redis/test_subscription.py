@@ -21,8 +21,8 @@ from eventbus.errors import Full, Refused, Unavailable
 from eventbus.redis import RedisTransport
 from eventbus.redis.audit import Audit, audit
 from eventbus.redis.keys import Keys
-from eventbus.redis.link import Link
-from eventbus.redis.scripts import DUE, GLANCE, JOIN, SWEEP
+from eventbus.redis.link import Channel, Link
+from eventbus.redis.scripts import DUE, GLANCE, JOIN, RETRY, SWEEP
 from eventbus.redis.subscription import RedisSubscription
 from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
@@ -690,6 +690,68 @@ async def test_who_cannot_renew_leases_since_the_disk_is_full_does_not_try_all_t
 
     assert 3 == len(pauses)
     assert 0 < min(pauses)
+
+
+async def test_leases_are_renewed_however_often_a_full_server_refuses_a_verdict(live: RedisTransport, server: Any) -> None:
+    """A full memory lets them be renewed, and a handler that is at work meanwhile must not be doubled."""
+    await Club(live).publish(2)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=1.5)) as subscription:
+        [slow], [failed] = await subscription.receive(1), await subscription.receive(1)
+        server.fill()
+        server.client.xclaim(S, "g", slow.consumer, 0, [slow.source_id], idle=70_000, justid=True)
+        refused = 0
+
+        async def fail_until_renewed() -> bool:
+            nonlocal refused
+            assert await subscription.retry(failed, after=0.0)
+            refused += 1
+            return bool(server.client.xpending_range(S, "g", "-", "+", 1)[0]["time_since_delivered"] < 70_000)
+
+        await wait_until(fail_until_renewed, description="the lease is renewed")
+        server.client.config_set("maxmemory", 0)
+
+    assert refused > 1
+
+
+async def test_leases_are_renewed_while_many_verdicts_are_told_at_last(
+    live: RedisTransport, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a long outage there are thousands, and who handled them has others at work."""
+    told = 0
+    call = Channel.call
+
+    async def count(self: Channel, *commands: Any, **options: Any) -> list[Any]:
+        nonlocal told, now
+        retries = sum(command[:2] == ("EVALSHA", RETRY.sha) for command in commands)
+        if retries:
+            told += retries
+            now += 1.0  # as if a full server took so long for each write
+        return await call(self, *commands, **options)
+
+    now = time.monotonic()
+    monkeypatch.setattr("eventbus.redis.subscription.SETTLED_TOGETHER", 10)
+    await Club(live).publish(41)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=9.0)) as subscription:
+        [slow] = await subscription.receive(1)
+        failed = [delivery for _ in range(40) for delivery in await subscription.receive(1)]
+        server.fill()
+        for delivery in failed:
+            assert await subscription.retry(delivery, after=3600.0)
+        renewed_after: list[int] = []
+        renew = subscription._renew
+
+        async def note() -> None:
+            renewed_after.append(told)
+            await renew()
+
+        monkeypatch.setattr(subscription, "_renew", note)
+        monkeypatch.setattr("eventbus.redis.subscription.time", SimpleNamespace(monotonic=lambda: now))
+        monkeypatch.setattr(Channel, "call", count)
+        server.client.config_set("maxmemory", 0)
+        await wait_until(lambda: not subscription._unsettled, description="all are told")
+
+    assert any(0 < number < 40 for number in renewed_after)
+    assert not slow.lost
 
 
 async def test_what_a_sweep_may_have_claimed_is_suspect_though_its_reply_was_lost(
