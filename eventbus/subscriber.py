@@ -511,11 +511,18 @@ class _Run:
         except anyio.get_cancelled_exc_class() as exc:
             if anyio.get_current_task().has_pending_cancellation() or cancelled() > cancelled_before:
                 if ending is not None and _is_done(ending) and not delivery.lost:
+                    logger.warning("%s: handled and committed; its hooks were cut off and are not run again", _title(delivery))
                     self._say_done(subscription, delivery)
                     self.handled += 1
                 raise
             error = RuntimeError("the handler awaited something that somebody else has cancelled")
             error.__cause__ = exc
+        if error is not None and ending is not None and _is_done(ending):  # to handle it again would commit it again
+            logger.error(
+                "%s: handled and committed; a hook failed after that, and is not run again: %s: %s",
+                _title(delivery), type(error).__name__, excerpt(text_of(error)), exc_info=error,
+            )  # fmt: skip
+            error = None
         if error is not None and isinstance(error, LeaseLost) and not delivery.lost:
             delivery.lost = True
             self._say_lost(delivery)
@@ -613,7 +620,7 @@ class _Run:
 
 
 def _is_done(uow: UnitOfWork) -> bool:
-    """Whether all of it is committed and published, also if it was cancelled then, in a hook."""
+    """Whether all of it is committed and published; what came after that came from a hook."""
     return uow._ended is TransactionStatus.committed and not uow._unpublished  # pyright: ignore[reportPrivateUsage]
 
 

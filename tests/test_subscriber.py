@@ -370,6 +370,31 @@ async def test_what_was_committed_when_the_grace_ended_is_not_handled_again(
     assert (0, int(committed_by == "the handler"), 0) == await counts(transport)
 
 
+async def test_a_hook_that_fails_after_the_commit_does_not_have_it_committed_again(
+    subscriber: Subscriber, transport: Observed, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was committed is handled. The error is logged."""
+
+    class Broken:
+        def on_after_commit(self) -> None:
+            raise ConnectionError("no printer")
+
+    log = list[str]()
+    bus = MessageBus(printer=Broken)
+
+    @bus.listen
+    async def handle(event: Registered, printer: Broken) -> None:
+        pass
+
+    await publish(transport, Registered(number=1))
+    done = await drain(replace(subscriber, bus=bus, unit_of_work=lambda _: UnitOfWork(Session(log))))
+
+    assert (["commit"], 1, 0) == (log, done.handled, done.retried)
+    [error] = [record for record in caplog.records if record.levelno == logging.ERROR]
+    assert "a hook failed after that, and is not run again: ConnectionError: no printer" in error.message
+    assert error.exc_info is not None
+
+
 async def test_a_detached_unit_of_work_is_committed_all_the_same(
     bus: MessageBus, subscriber: Subscriber, transport: Observed
 ) -> None:
