@@ -361,23 +361,6 @@ async def test_a_frozen_consumer_that_was_robbed_is_told_when_it_thaws(transport
     )  # fmt: skip
 
 
-async def test_a_suspect_that_is_given_back_is_one_no_more(transport: MemoryTransport) -> None:
-    """Whoever could give it back did not die of it."""
-    await transport.publish(things(1))
-    async with transport.subscribe(REQUEST) as dying:
-        await dying.receive(1)
-        dying.abandon()
-    transport.clock.advance(30)
-    async with transport.subscribe(REQUEST) as heir:
-        [suspect] = await heir.receive(1)
-
-        assert suspect.suspect
-    async with transport.subscribe(REQUEST) as next_heir:
-        [delivery] = await next_heir.receive(1)
-
-        assert not delivery.suspect
-
-
 async def test_a_retry_of_an_hour_takes_no_time(transport: MemoryTransport) -> None:
     """The clock is moved, and who waits for it is woken."""
     await transport.publish(things(1))

@@ -748,6 +748,8 @@ class RedisSubscription:
                     batch.append((key, command))
                 else:
                     del self._unsettled[key]
+            if not batch:
+                continue
             replies = await self._control.call(*[command for _, command in batch])
             refused: TransportError | None = None
             for (key, _), reply in zip(batch, replies, strict=True):
