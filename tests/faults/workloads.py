@@ -244,7 +244,7 @@ async def patience(rig: Rig) -> Allowances:
     """Handlers of 5 leases' length, and what waits in the buffer behind one: handled once each."""
     await rig.start_server()
     plan: Plan = (("slow 2.5", 1000, 300),)
-    await rig.join("many", 2, lease=0.5)
+    await rig.join("many", 4, lease=0.5)
     await rig.join("one", 1, lease=0.5, concurrency=1, work=0.0)
     await rig.publish(1, seconds=0.4, plan=plan)
     await rig.published()
