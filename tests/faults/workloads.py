@@ -35,6 +35,8 @@ class Workload(msgspec.Struct, frozen=True):
 
 WORKLOADS: dict[str, Workload] = {}
 
+SUSPECT = 0.05
+"""Seconds that one takes, at the most, with its 10 ms of work, its counted start and its ack, on a machine that does other things too."""
 # Seconds of a failure that are left out of the rate of its commands, and those that are counted: a rate has no event to wait for.
 ONSET, COUNTED_FOR = 0.5, 1.5
 
@@ -81,11 +83,14 @@ async def kills(rig: Rig) -> Allowances:
             pid = (await victim.running()).pid
         await rig.kill(victim)
     left = await _held_by(rig, "g", pid)
+    pending = (await rig.client.xpending(STREAM, "g"))["pending"]
     took = await rig.until(lambda: _settled(rig, "g", left), "what the last one held is settled")
     await rig.published()
     await rig.drained()
     rig.notes.append(f"the {len(left)} entries that the last one held were settled within {took:.2f} s")
-    rig.require(took < LEASE + SWEEP + 1.0, "late", f"what a killed process held was settled only after {took:.2f} s")
+    # One consumer may have them all to handle, and what was left by those who died before them: suspects run one after another.
+    at_most = LEASE + SWEEP + 1.0 + pending * SUSPECT
+    rig.require(took < at_most, "late", f"what a killed process held was settled after {took:.2f} s, not {at_most:.2f}")
 
     return Allowances(repeats=rig.size.faults * 30, repeats_each=2)
 
