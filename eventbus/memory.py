@@ -247,7 +247,7 @@ class MemorySubscription:
         group = self._group(delivery)
         held = group.pending.get((delivery.source, delivery.source_id))
         if held is not None and held.owner == self.consumer:  # then nobody renews its lease any more
-            group.orphan(held, self._clock.time() + self._request.lease, started=True)
+            group.orphan(held, self._clock.time() + self._request.lease, suspect=True)
 
     def _let_go(self, delivery: Delivery) -> bool:
         """Hold it no longer, and whether it was held. It may have come to us once more since it was lost: that one stays held."""
@@ -320,7 +320,7 @@ class MemorySubscription:
             group = None if delivery.lost else await self._ours(delivery)  # lost, it may be ours again as another delivery
             if group is not None:
                 held = group.pending[delivery.source, delivery.source_id]
-                group.orphan(held, 0.0, started=delivery.stays_suspect)
+                group.orphan(held, 0.0, suspect=delivery.stays_suspect)
                 self._held.pop((delivery.source, delivery.source_id), None)
         self._changes.happen()
 
@@ -342,7 +342,7 @@ class MemorySubscription:
             group = self._group(delivery)
             held = group.pending.get((delivery.source, delivery.source_id))
             if held is not None and held.owner == self.consumer:
-                group.orphan(held, until, started=True)
+                group.orphan(held, until, suspect=True)
         self._changes.happen()
 
     def thaw(self) -> None:
@@ -370,7 +370,7 @@ class MemorySubscription:
                 group = self._group(delivery)
                 held = group.pending.get(key)
                 if held is not None and held.owner == self.consumer:
-                    group.orphan(held, 0.0, started=delivery.stays_suspect)
+                    group.orphan(held, 0.0, suspect=delivery.stays_suspect)
             self._held.clear()
 
     def _take(self, limit: int) -> list[Delivery]:
@@ -494,10 +494,10 @@ class _Group:
         if self.pending.pop(key, None) is not None:
             self.settled += 1
 
-    def orphan(self, held: _Held, until: float, *, started: bool) -> None:
-        """From that time on another consumer may claim it. What had not started is no suspect."""
-        held.until, held.suspect = until, started
-        if not started:
+    def orphan(self, held: _Held, until: float, *, suspect: bool) -> None:
+        """From that time on another consumer may claim it. The counted starts of what is no suspect are forgotten."""
+        held.until, held.suspect = until, suspect
+        if not suspect:
             held.crashes = 0
         self.orphans[held.source, held.id] = held
 

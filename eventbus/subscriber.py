@@ -478,7 +478,7 @@ class _Run:
     async def _handle(self, subscription: Subscription, delivery: Delivery, cancelled: Callable[[], int]) -> None:
         error: Exception | None = None
         duplicate = False
-        ending: UnitOfWork | None = None
+        ending: UnitOfWork | None = None  # once its handlers have all returned
         cancelled_before = cancelled()
         try:
             message = self._decode(delivery)

@@ -289,15 +289,16 @@ async def test_a_read_that_is_never_answered_holds_up_nobody_who_leaves(
     subscriber: Subscriber, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It has as long as the verdicts that are under way, and no longer."""
-    reading = anyio.Event()
-    outlasted = False
+    reading, cut_off = anyio.Event(), anyio.Event()
 
-    async def silent(*_: Any) -> list[Delivery]:
-        nonlocal outlasted
+    async def silent(*_: Any) -> None:
         reading.set()
-        await anyio.sleep(10)
-        outlasted = True
-        return []
+        try:
+            with anyio.fail_after(10):
+                await anyio.sleep_forever()
+        except anyio.get_cancelled_exc_class():
+            cut_off.set()
+            raise
 
     monkeypatch.setattr("eventbus.subscriber.SETTLE_WITHIN", 0.05)
     monkeypatch.setattr(MemorySubscription, "receive", silent)
@@ -306,7 +307,7 @@ async def test_a_read_that_is_never_answered_holds_up_nobody_who_leaves(
         await reading.wait()
         tasks.cancel_scope.cancel()
 
-    assert not outlasted
+    assert cut_off.is_set()
 
 
 async def test_a_handler_may_choose_to_roll_back(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:

@@ -83,13 +83,12 @@ async def kills(rig: Rig) -> Allowances:
             pid = (await victim.running()).pid
         await rig.kill(victim)
     left = await _held_by(rig, "g", pid)
-    pending = (await rig.client.xpending(STREAM, "g"))["pending"]
     took = await rig.until(lambda: _settled(rig, "g", left), "what the last one held is settled")
     await rig.published()
     await rig.drained()
     rig.notes.append(f"the {len(left)} entries that the last one held were settled within {took:.2f} s")
-    # One consumer may have them all to handle, and what was left by those who died before them: suspects run one after another.
-    at_most = LEASE + SWEEP + 1.0 + pending * SUSPECT
+    # One consumer may have them all to handle, and suspects run one after another.
+    at_most = LEASE + SWEEP + 1.0 + len(left) * SUSPECT
     rig.require(took < at_most, "late", f"what a killed process held was settled after {took:.2f} s, not {at_most:.2f}")
 
     return Allowances(repeats=rig.size.faults * 30, repeats_each=2)
