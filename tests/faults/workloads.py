@@ -83,10 +83,14 @@ async def kills(rig: Rig) -> Allowances:
             pid = (await victim.running()).pid
         await rig.kill(victim)
     left = await _held_by(rig, "g", pid)
-    took = await rig.until(lambda: _settled(rig, "g", left), "what the last one held is settled")
+    taken = await rig.until(lambda: _is_gone(rig, "g", pid), "what the last one held is taken over")
+    took = taken + await rig.until(lambda: _settled(rig, "g", left), "what the last one held is settled")
     await rig.published()
     await rig.drained()
-    rig.notes.append(f"the {len(left)} entries that the last one held were settled within {took:.2f} s")
+    rig.notes.append(
+        f"the {len(left)} entries that the last one held were taken over within {taken:.2f} s, settled within {took:.2f} s"
+    )
+    rig.require(taken < LEASE + SWEEP + 1.0, "late", f"what a killed process held was taken over only after {taken:.2f} s")
     # One consumer may have them all to handle, and suspects run one after another.
     at_most = LEASE + SWEEP + 1.0 + len(left) * SUSPECT
     rig.require(took < at_most, "late", f"what a killed process held was settled after {took:.2f} s, not {at_most:.2f}")
@@ -451,6 +455,10 @@ async def _held_by(rig: Rig, group: str, pid: int) -> set[bytes]:
 
 async def _is_at_work(rig: Rig, group: str, pid: int) -> bool:
     return bool(await _held_by(rig, group, pid))
+
+
+async def _is_gone(rig: Rig, group: str, pid: int) -> bool:
+    return not await _is_at_work(rig, group, pid)
 
 
 async def _busy(rig: Rig, member: Member, messages: int = 200) -> None:
