@@ -1,4 +1,4 @@
-"""Whether the numbers of a group add up: what was added since it began is settled, pending or unread, or it is lost."""
+"""Whether the numbers of a group add up: what was added since it began is settled, pending or unread, or it is lost. So of its retries."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import msgspec
 from eventbus.errors import Full
 from eventbus.redis.keys import Keys
 from eventbus.redis.link import Channel
-from eventbus.redis.scripts import AUDIT, COUNT
+from eventbus.redis.scripts import ADOPT, AUDIT, COUNT
 
 logger: Final = logging.getLogger("eventbus.redis")
 
@@ -38,12 +38,24 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     """What was lost lies after this entry id …"""
     before: str
     """… and not after this one."""
+    delayed: int = 0
+    """Retries that were put off, all that ever were."""
+    moved: int = 0
+    """Of these, how many came to be due, and went to the retry stream."""
+    waiting: int = 0
+    """Of these, how many still wait for their time."""
+    lost_retries: int = 0
+    """Put off or requeued, and neither settled nor waiting nor in the retry stream: removed by something else."""
+    begun: bool = True
+    """Whether the counts have begun. They have not while another program's group has no consumer of ours: then nothing is known of losses."""
 
     def __bool__(self) -> bool:
         """Whether it adds up."""
-        return self.lost == 0
+        return self.lost == 0 and self.lost_retries == 0
 
     def __str__(self) -> str:
+        if not self.begun:
+            return f"{self.stream}/{self.group}: pending {self.pending}, unread {self.unread}: not counted, for no subscriber has joined it"
         verdict = (
             "adds up"
             if self.lost == 0
@@ -54,12 +66,25 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
 
         return (
             f"{self.stream}/{self.group}: added {self.added} = settled {self.settled} + pending {self.pending} "
-            f"+ unread {self.unread}: {verdict}"
+            f"+ unread {self.unread}: {verdict}{self._of_retries()}"
         )
 
+    def _of_retries(self) -> str:
+        if not (self.delayed or self.lost_retries):
+            return ""
+        numbers = f"; retries: delayed {self.delayed}, moved {self.moved}, waiting {self.waiting}"
+        if self.lost_retries > 0:
+            return f"{numbers}: {self.lost_retries} LOST, removed by something else"
+        if self.lost_retries < 0:
+            return f"{numbers}: {-self.lost_retries} more than were delayed: was the retry stream written to in another way?"
 
-async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit | None:
+        return numbers
+
+
+async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0, begin: bool = False) -> Audit | None:
     """Take the numbers. None if there is no such group, or if somebody took them within the interval (in seconds).
+
+    Where the counts have not begun, since another program made the group or its hash was deleted, they begin now if `begin` says so.
 
     Unread entries are counted from the entries themselves, a thousand at a time, up to the last one at the moment when the other numbers
     were taken: the result is exact unless entries are deleted while they are counted.
@@ -67,11 +92,22 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
     Where something was lost is told by what earlier audits of the janitor's, those with an interval, have noted: up to which id all was
     settled when it last added up, and which was the last id when so much was first found lost.
     """
-    numbers = await channel.run(AUDIT.call(keys.stream, keys.state, keys.added, args=(keys.group, int(interval * 1000))))
+    numbers = await channel.run(
+        AUDIT.call(keys.stream, keys.state, keys.added, keys.delayed, keys.retry, args=(keys.group, int(interval * 1000)))
+    )
     if not numbers:
         return None
-    added, base, settled, vanished, pending, delivered, last, checkpoint, sound, noted = numbers
+    added, base, settled, vanished, pending, delivered, last, checkpoint, sound, noted, *retries = numbers
+    delayed, moved, requeued, aside, settled_again, waiting, again = retries
     unread = await count(channel, keys.stream, delivered.decode(), last)
+    lost_retries = delayed + requeued - waiting - aside - again - settled_again
+    begun = base != b""
+    if not begun:
+        base = added - settled - pending - unread
+        if begin:
+            await channel.run(ADOPT.call(keys.state, args=(base, -lost_retries)))
+            begun = True
+        lost_retries = 0
     lost = added - base - settled - pending - unread
     known, _, last_then = noted.partition(b" ")
     note: tuple[bytes, ...] = ()
@@ -97,6 +133,11 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0) -> Audit
         lost=lost,
         after=sound.decode() or "0-0",
         before=before.decode(),
+        delayed=delayed,
+        moved=moved,
+        waiting=waiting,
+        lost_retries=lost_retries,
+        begun=begun,
     )
 
 

@@ -94,7 +94,8 @@ class RedisSubscription:
         """Sources to be read again for what is pending for us, each behind this id."""
         self._sweeping = False
         self._sweep_next = False
-        """Whether it is the turn of a sweep, where there is one to do: what was left may be much, and what is new does not wait for it."""
+        """Whether it is the turn of a sweep, where there is one to do: what was left may be much, and what is new waits for it only where
+        order matters."""
         self._began: dict[str, str] = {}
         """Where our group was on each stream when we joined it."""
         self._doubtful = False
@@ -106,7 +107,7 @@ class RedisSubscription:
         """Sources where something is pending that this sweep has not looked at."""
         self._due_at: dict[str, float] = {keys.stream: math.inf for keys in self._keys}
         self._tidy_at = time.monotonic() + TIDY_EVERY * random.random()
-        self._audited: dict[str, int] = {}
+        self._audited: dict[str, tuple[int, int]] = {}
         self._audit_every: dict[str, float] = {}
         self._woken = asyncio.Event()
         """Set when the task that keeps the leases has something to do at once."""
@@ -196,7 +197,7 @@ class RedisSubscription:
         if now >= self._sweep_at and not self._to_sweep:
             await self._glance(now)
         await self._move_due(now)
-        self._sweep_next = not self._sweep_next
+        self._sweep_next = not self._sweep_next or self._request.ordered
         if self._to_sweep and self._sweep_next and (found := await self._sweep(limit)):
             return found
         if self._own and (found := await self._read_own(limit)):
@@ -780,12 +781,15 @@ class RedisSubscription:
 
     async def _audit(self, keys: Keys) -> None:
         began = time.monotonic()
-        found = await audit(self._control, keys, interval=max(TIDY_EVERY * 0.8, self._audit_every.get(keys.stream, 0.0)))
+        found = await audit(
+            self._control, keys, interval=max(TIDY_EVERY * 0.8, self._audit_every.get(keys.stream, 0.0)), begin=True
+        )
         if found is None:
             return
         self._audit_every[keys.stream] = (time.monotonic() - began) / AUDIT_SHARE
-        if found.lost != self._audited.get(keys.stream, 0):
-            self._audited[keys.stream] = found.lost
+        lost = (found.lost, found.lost_retries)
+        if lost != self._audited.get(keys.stream, (0, 0)):
+            self._audited[keys.stream] = lost
             logger.error("%s", found)
 
     async def _vanished(self, source: str, ids: list[str]) -> None:
@@ -807,7 +811,9 @@ class RedisSubscription:
             start = self._began.get(keys.stream) or start_position(self._request.start)
             where, id = await self._make_group(keys, start, healing=healing)
             self._began[keys.stream] = id
-            if where and (healing or where != "start"):
+            if where == "uncounted":
+                await audit(self._control, keys, begin=True)
+            elif where and (healing or where != "start"):
                 logger.error(
                     "%s: the group was gone from %s and begins again at %s; what the server lost with it is lost",
                     self._gate.title, keys.stream, _PLACES[where],

@@ -95,6 +95,7 @@ class RedisTransport:
     async def subscribe(self, request: Subscribe, /) -> AsyncGenerator[RedisSubscription, None]:
         self._open()
         self._holders += 1
+        self._closed = False
         try:
             async with RedisSubscription.join(self.endpoint, request, self.retention) as subscription:
                 yield subscription
@@ -121,7 +122,9 @@ class RedisTransport:
     async def requeue(self, dead_letter: DeadLetter, /) -> bool:
         self._open()
         keys = Keys(check_name("stream", dead_letter.stream), check_name("group", dead_letter.group))
-        id = await self._channel.run(REQUEUE.call(keys.dead, keys.retry, args=(dead_letter.id, *requeued_words(dead_letter))))
+        id = await self._channel.run(
+            REQUEUE.call(keys.dead, keys.retry, keys.state, args=(dead_letter.id, *requeued_words(dead_letter)))
+        )
 
         return bool(id)
 

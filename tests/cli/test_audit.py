@@ -72,6 +72,30 @@ def test_what_is_lost_is_counted_and_placed(eventbus: Command, url: str) -> None
     assert found["after"] <= entries[7] <= found["before"]
 
 
+def test_retries_that_are_lost_are_told(eventbus: Command, url: str) -> None:
+    """Exit code 4, as for anything that was lost."""
+    with redis.Redis.from_url(url) as client:
+        client.hincrby(f"{{{S}}}:group:mailer", "delayed", 2)
+    done = eventbus("audit", S, "--url", url)
+
+    retries = "retries: delayed 2, moved 0, waiting 0: 2 LOST, removed by something else"
+    assert 4 == done.returncode
+    assert f"{S}/mailer: added 10 = settled 6 + pending 0 + unread 4: adds up; {retries}\n" == done.stdout
+
+
+def test_of_a_group_of_another_program_nothing_is_known(eventbus: Command, url: str) -> None:
+    """What it has settled only it can tell: no alarm."""
+    with redis.Redis.from_url(url) as client:
+        client.xgroup_create(S, "theirs", "$")
+    done = eventbus("audit", S, "theirs", "--url", url)
+
+    assert (0, f"{S}/theirs: pending 0, unread 0: not counted, for no subscriber has joined it\n") == (
+        done.returncode,
+        done.stdout,
+    )
+    assert json.loads(eventbus("audit", S, "theirs", "--json", "--url", url).stdout)["begun"] is False
+
+
 def test_a_group_or_stream_that_is_not_there_is_one_line(eventbus: Command, url: str) -> None:
     """With the names that are near."""
     done = eventbus("audit", S, "mialer", "--url", url)

@@ -183,6 +183,12 @@ async def test_098_the_numbers_add_up(place: Place) -> None:
         found = await transport.audit(STREAM, GROUP)
 
         assert (1, False) == (found.lost, bool(found))
+        assert (10, 5, 5, 0) == (found.delayed, found.moved, found.waiting, found.lost_retries)
+
+        place.client.zpopmin(f"{{{STREAM}}}:delayed:{GROUP}", 2)
+        found = await transport.audit(STREAM, GROUP)
+
+        assert (10, 5, 3, 2, False) == (found.delayed, found.moved, found.waiting, found.lost_retries, bool(found))
 
 
 async def _stands(transport: Any, expected: tuple[int, int, int]) -> bool:

@@ -144,7 +144,7 @@ def due(server: Server) -> Call:
 def requeue(server: Server) -> Call:
     [id] = server.held("a")
     letter = server.run(BURY, S, KEYS.dead, KEYS.state, args=("g", "me", id, "settled", *WORDS))
-    return call("requeue", KEYS.dead, KEYS.retry, args=(letter, *WORDS))
+    return call("requeue", KEYS.dead, KEYS.retry, KEYS.state, args=(letter, *WORDS))
 
 
 @case
@@ -200,7 +200,14 @@ def prune(server: Server) -> Call:
 @case
 def audit(server: Server) -> Call:
     server.held("a")
-    return call("audit", S, KEYS.state, KEYS.added, args=("g", 60_000))
+    return call("audit", S, KEYS.state, KEYS.added, KEYS.delayed, KEYS.retry, args=("g", 60_000))
+
+
+@case
+def adopt(server: Server) -> Call:
+    server.published("a")
+    server.client.xgroup_create(S, "g", "0")
+    return call("adopt", KEYS.state, args=(1, 1))
 
 
 @case

@@ -11,6 +11,7 @@ from eventbus.redis.keys import Keys
 from eventbus.redis.retention import Retention
 from eventbus.redis.scripts import (
     ACK,
+    ADOPT,
     AUDIT,
     BACKLOG,
     BEGIN,
@@ -331,8 +332,9 @@ def test_requeue_goes_to_the_retry_stream_once(server: Any) -> None:
     id = buried(server, a)
     server.client.xtrim(S, maxlen=0)
 
-    assert b"" != server.run(REQUEUE, KEYS.dead, KEYS.retry, args=(id, *WORDS))
-    assert b"" == server.run(REQUEUE, KEYS.dead, KEYS.retry, args=(id, *WORDS))
+    assert b"" != server.run(REQUEUE, KEYS.dead, KEYS.retry, KEYS.state, args=(id, *WORDS))
+    assert b"" == server.run(REQUEUE, KEYS.dead, KEYS.retry, KEYS.state, args=(id, *WORDS))
+    assert 1 == counted(server, "requeued")
     assert [{b"id": b"one", b"payload": RAW}] == [fields for _, fields in server.client.xrange(KEYS.retry)]
     assert 0 == server.client.xlen(KEYS.dead)
 
@@ -743,7 +745,7 @@ async def test_dead_letters_are_removed_in_steps(live: RedisTransport, server: A
 
 
 def audit(server: Any, interval: int = 0) -> Any:
-    return server.run(AUDIT, S, KEYS.state, KEYS.added, args=("g", interval))
+    return server.run(AUDIT, S, KEYS.state, KEYS.added, KEYS.delayed, KEYS.retry, args=("g", interval))
 
 
 def test_audit_takes_the_numbers_in_one_step(server: Any) -> None:
@@ -761,6 +763,46 @@ def test_audit_takes_the_numbers_in_one_step(server: Any) -> None:
     assert [1, b""] == server.run(COUNT, S, args=(delivered, last, 100))
     server.client.xdel(S, b, c)
     assert [0, b""] == server.run(COUNT, S, args=(a, c, 100))
+
+
+def test_audit_takes_the_numbers_of_the_retries_too(server: Any) -> None:
+    """All that were put off, came to be due, were requeued or set aside, settled, wait, and are in the retry stream."""
+    a, b, c, d = held(server, "a", "b", "c", "d")
+    for id, delay in ((a, 60_000), (b, 0), (c, 0)):
+        retried(server, id, delay)
+    server.client.zadd(KEYS.delayed, {"broken": 0, "missing": 0})
+    server.client.hset(KEYS.delayed_entries, "broken", "3:ab")
+    server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, KEYS.state, args=(100,))
+    server.run(REQUEUE, KEYS.dead, KEYS.retry, KEYS.state, args=(buried(server, d), *WORDS))
+    server("XREADGROUP", "GROUP", "g", "me", "COUNT", 1, "STREAMS", KEYS.retry, ">")
+    first = server.client.xrange(KEYS.retry)[0][0]
+    server.run(ACK, KEYS.retry, KEYS.state, args=("g", "retry-settled", first))
+
+    assert [3, 2, 1, 1, 1, 1, 2] == audit(server)[10:]
+
+
+def test_what_is_settled_in_a_retry_stream_counts_once(server: Any) -> None:
+    """Also by who held it before its group was made again, and has not read it: then it is deleted there, and nothing is left to handle."""
+    [a] = held(server, "a")
+    retried(server, a)
+    server.run(DUE, KEYS.delayed, KEYS.delayed_entries, KEYS.retry, KEYS.state, args=(100,))
+    server("XREADGROUP", "GROUP", "g", "me", "STREAMS", KEYS.retry, ">")
+    [(id, _)] = server.client.xrange(KEYS.retry)
+    server.client.xgroup_destroy(KEYS.retry, "g")
+    joined(server)
+
+    assert [1, 0] == [server.run(ACK, KEYS.retry, KEYS.state, args=("g", "retry-settled", id)) for _ in range(2)]
+    assert (1, 0) == (counted(server, "retry-settled"), server.client.xlen(KEYS.retry))
+
+
+def test_the_counts_of_a_group_begin_once(server: Any) -> None:
+    """With one that another program made; what is missing by then is none of ours."""
+    published(server, "a", "b")
+    server.client.xgroup_create(S, "g", "0")
+
+    assert (b"uncounted", b"") == (joined(server), audit(server)[1])
+    assert [1, 0] == [server.run(ADOPT, KEYS.state, args=(base, 3)) for base in (2, 7)]
+    assert (b"", 2, 3) == (joined(server), audit(server)[1], counted(server, "requeued"))
 
 
 def test_audit_answers_one_of_many(server: Any) -> None:

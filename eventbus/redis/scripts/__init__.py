@@ -25,6 +25,7 @@ class Script:
 
 
 ACK: Final = Script("ack")
+ADOPT: Final = Script("adopt")
 AUDIT: Final = Script("audit")
 BACKLOG: Final = Script("backlog", "ids")
 BEGIN: Final = Script("begin")

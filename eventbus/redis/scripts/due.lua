@@ -1,6 +1,6 @@
 -- due: moves what is due from the delayed set to the retry stream.
 -- Promises: each entry is moved once, however many movers there are. An entry that cannot be read is left in the hash under
---   'unreadable <member>' and reported; the others flow. The first write is XADD, which a full server refuses.
+--   'unreadable <member>', counted as `aside` and reported; the others flow. The first write is XADD, which a full server refuses.
 --   When the server's clock was set back, what waits is due as much earlier, and does not wait for the clock to catch up.
 -- KEYS     delayed, delayed entries, retry stream, group hash
 -- ARGV     how many at the most
@@ -27,7 +27,7 @@ if back > 1000 then
   end
 end
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, ARGV[1])
-local moved, unreadable = 0, {}
+local moved, aside, unreadable = 0, 0, {}
 for _, member in ipairs(due) do
   local text = redis.call('HGET', KEYS[2], member)
   local words = text and words_of(text)
@@ -35,12 +35,17 @@ for _, member in ipairs(due) do
     redis.call('XADD', KEYS[3], '*', unpack(words))
     moved = moved + 1
   else
-    if text then redis.call('HSET', KEYS[2], 'unreadable ' .. member, text) end
+    if text then
+      redis.call('HSET', KEYS[2], 'unreadable ' .. member, text)
+      aside = aside + 1
+    end
     unreadable[#unreadable + 1] = member
   end
   redis.call('ZREM', KEYS[1], member)
   redis.call('HDEL', KEYS[2], member)
 end
+if moved > 0 then redis.call('HINCRBY', KEYS[4], 'moved', moved) end
+if aside > 0 then redis.call('HINCRBY', KEYS[4], 'aside', aside) end
 local first = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 if first[2] then redis.pcall('HSET', KEYS[4], clock, now) end
 return {moved, first[2] and math.max(0, math.ceil(tonumber(first[2]) - now)) or -1, unreadable}

@@ -6,7 +6,8 @@
 -- KEYS     stream, retry stream, group hash, added
 -- ARGV     group, start ('$' or an id), 1 when healing a group that was there, 0 when joining; and what was counted beforehand: how many
 --   entries, up to which id, and the first of them
--- Replies  {where, id at which it would begin again}: where is '' if the group was there, else 'start', 'checkpoint' or 'beginning';
+-- Replies  {where, id at which it would begin again}: where is '' if the group was there, 'uncounted' if the counts of the audit have not begun
+--   with it, since another program made it or they were deleted; else 'start', 'checkpoint' or 'beginning';
 --   or {'count', after this id, up to this id, the first of all}: so much more is to be counted, and nothing has changed
 local function there(key)
   if redis.call('EXISTS', key) == 0 then return false end
@@ -25,7 +26,7 @@ end
 local checkpoint = redis.call('HGET', KEYS[3], 'checkpoint')
 if there(KEYS[1]) then
   if not there(KEYS[2]) then redis.call('XGROUP', 'CREATE', KEYS[2], ARGV[1], '0', 'MKSTREAM') end
-  return {'', checkpoint or '0'}
+  return {redis.call('HGET', KEYS[3], 'base') and '' or 'uncounted', checkpoint or '0'}
 end
 local known = redis.call('EXISTS', KEYS[1]) == 1 and info()
 local last = known and known['last-generated-id']
