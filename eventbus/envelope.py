@@ -396,6 +396,25 @@ def to_fields(envelope: Envelope) -> list[bytes | str]:
     return fields
 
 
+def is_plain(fields: Sequence[bytes]) -> bool:
+    """Whether fields that begin with the four, in their order, are an envelope of JSON at first sight; of others `from_fields` tells."""
+    created_at = fields[3]
+    if fields[2] != b"created_at" or created_at[-1:] != b"Z" or not fields[1] or not fields[1].isascii():
+        return False
+    if len(fields) > 8 and not (all(map(bytes.isascii, fields[8:])) and _TELLING.isdisjoint(fields[8::2])):
+        return False
+    try:
+        datetime.fromisoformat(created_at.decode())
+    except ValueError:  # also of the decoding
+        return False
+
+    return True
+
+
+_TELLING: Final = frozenset((b"id", b"created_at", b"type", b"payload", CONTENT_TYPE.encode()))
+"""Fields that are no headers like others."""
+
+
 def from_fields(fields: Sequence[bytes], stream: str | None = None) -> Envelope:
     """The envelope in the fields of a stream entry; the order is free, and what is not one of the four is a header.
 

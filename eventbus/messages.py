@@ -25,7 +25,7 @@ from eventbus.errors import ConfigurationError
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}")
 """What streams, groups and consumers may be called (`re.fullmatch`)."""
 
-_MESSAGE_NAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,200}")
+_MESSAGE_NAME = re.compile(r"[^\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+")
 
 
 @dataclass_transform(frozen_default=True, field_specifiers=(msgspec.field,))
@@ -48,7 +48,7 @@ class Metadata(msgspec.Struct, frozen=True):
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not _MESSAGE_NAME.fullmatch(self.name):
             raise ConfigurationError(
-                f"Metadata(name={self.name!r}): a message name is 1 to 200 characters without spaces or control characters"
+                f"Metadata(name={self.name!r}): a message name is one word, without spaces or control characters"
             )
         if type(self.schema_version) is not int or self.schema_version < 1:
             raise ConfigurationError(

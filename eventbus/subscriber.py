@@ -27,7 +27,7 @@ import anyio.lowlevel
 import msgspec
 
 from eventbus.bus import MessageBus
-from eventbus.envelope import CONTENT_TYPE, JSON, decode, is_harmless, split_type
+from eventbus.envelope import JSON, decode, is_harmless, is_plain, split_type
 from eventbus.errors import (
     ConfigurationError,
     DecodeError,
@@ -205,6 +205,7 @@ class Subscriber:
             start=self.start,
             lease=self.lease,
             max_crashes=self.max_crashes,
+            ordered=self.concurrency == 1,
             on_lost=run.lose,
         )
         error: BaseException | None = None
@@ -548,25 +549,19 @@ class _Run:
     def _decode(self, delivery: Delivery) -> Message | None:
         """The message; None for a type that this bus has nothing to do with. `DecodeError` for what should be one and is not."""
         fields = delivery.fields
-        words = len(fields)
-        if words >= 8 and fields[4] == b"type" and fields[6] == b"payload" and fields[0] == b"id":
+        if len(fields) >= 8 and fields[4] == b"type" and fields[6] == b"payload" and fields[0] == b"id":
             type, payload = fields[5], fields[7]
-            if words > 8 and b"content_type" in fields[8::2]:
-                content_type = delivery.envelope.headers[CONTENT_TYPE]
-            else:
-                decoder = self.decoders.get(type)
-                if decoder is not None and (
-                    (len(payload) < 4096 and _SQUARE not in payload and _CURLY not in payload[1:])  # flat and short, as most are
-                    or is_harmless(payload)
-                ):  # fmt: skip
-                    try:
-                        return decoder(payload)
-                    except Exception:
-                        pass
-                content_type = JSON.content_type
+            decoder = self.decoders.get(type)
+            if decoder is not None and is_plain(fields) and (
+                (len(payload) < 4096 and _SQUARE not in payload and _CURLY not in payload[1:])  # flat and short, as most are
+                or is_harmless(payload)
+            ):  # fmt: skip
+                try:
+                    return decoder(payload)
+                except Exception:
+                    pass
         else:
-            envelope = delivery.envelope
-            type, payload, content_type = envelope.type.encode(), envelope.payload, envelope.content_type
+            type = delivery.envelope.type.encode()
         message_type = self.types.get(type)
         if message_type is None:
             text = type.decode(errors="replace")
@@ -580,9 +575,10 @@ class _Run:
                 )
             return None
 
-        message = decode(message_type, payload, content_type)
+        envelope = delivery.envelope
+        message = decode(message_type, envelope.payload, envelope.content_type)
         newest = self.subscriber.bus.upcasted(message)
-        if newest is message and content_type == JSON.content_type:
+        if newest is message and envelope.content_type == JSON.content_type:
             self.decoders[type] = JSON.decoder(message_type)
 
         return newest
@@ -613,7 +609,11 @@ class _Run:
                     settled = await subscription.bury(delivery, reason=reason, error=error)
                     self.buried += settled
                 case Ack():
-                    pass  # not for an error
+                    settled = True  # not for an error
+            if not settled and not delivery.lost:
+                logger.warning(
+                    "%s: nothing came of that: it is pending no longer, it vanished or was settled by another", _title(delivery)
+                )
         self.settling.discard(scope)
         if scope.cancelled_caught:
             logger.warning("%s: the server did not answer before the grace was over: this is delivered again", _title(delivery))

@@ -84,6 +84,8 @@ class Subscribe(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds after which a consumer that shows no sign of life loses what it holds."""
     max_crashes: int = 3
     """How often a delivery may take its process with it before it is buried."""
+    ordered: bool = False
+    """Whether one delivery is handled at a time: then what was given back comes before what is new, as it stands in the stream."""
     on_lost: Callable[[Delivery], None] | None = None
     """Called when another consumer has taken over a delivery that we still hold; what we say of it from then on changes nothing."""
 

@@ -364,7 +364,7 @@ def test_headers_are_text_that_can_be_written(header: dict[str, str]) -> None:
 
 
 def test_a_type_has_a_limit() -> None:
-    """256 bytes; a name is at most 200 characters, which may be more."""
+    """256 bytes. What is over it fails where it is encoded, inside the transaction."""
 
     class Long(Event):
         metadata = Metadata(name="ä" * 126 + "x", published=True)

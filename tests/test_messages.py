@@ -222,10 +222,10 @@ def test_a_class_variable_is_no_field_to_order_by() -> None:
             id: int
 
 
-@pytest.mark.parametrize("name", ["", "two words", "tab\t", "line\n", "x" * 201, "bell\x07", "c1\x85", "half\ud800", 5, None])
+@pytest.mark.parametrize("name", ["", "two words", "tab\t", "line\n", "bell\x07", "c1\x85", "half\ud800", 5, None])
 def test_a_name_is_one_word(name: str) -> None:
     """It becomes part of log lines, metrics and command lines."""
-    with pytest.raises(ConfigurationError, match="a message name is 1 to 200 characters without spaces or control characters"):
+    with pytest.raises(ConfigurationError, match="a message name is one word, without spaces or control characters"):
         Metadata(name=name)
 
 

@@ -35,7 +35,8 @@ ADVICE = "start a server there, name another with --url or EVENTBUS_URL, or wait
 async def reach(transport: Transport, stream: str, group: str, *, wait: float = 0.0, advice: str = ADVICE) -> None:
     """Return when the server answers.
 
-    `Failure` with `Code.UNREACHABLE`, and the advice, if it does not, tried for `wait` seconds; also if it does not let us in.
+    `Failure` with `Code.UNREACHABLE`, and the advice, if it does not, tried for `wait` seconds; also if it does not let us in. With
+    `Code.FAILED` if it does, and the stream is none.
     """
 
     async def ask() -> None:
@@ -45,7 +46,7 @@ async def reach(transport: Transport, stream: str, group: str, *, wait: float = 
         except (Unavailable, TimeoutError) as exc:
             raise Away(str(exc).rstrip(".") or f"no answer from {address(transport)} within {ANSWER_WITHIN:g} s") from exc
         except TransportError as exc:
-            raise Failure(str(exc), Code.UNREACHABLE) from exc
+            raise Failure(str(exc), Code.FAILED if "WRONGTYPE" in str(exc) else Code.UNREACHABLE) from exc
 
     await answered(ask, wait, f"; {advice}")
 

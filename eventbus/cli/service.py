@@ -94,7 +94,8 @@ async def serve(subscribers: Sequence[Subscriber], wait: float, last_words: Call
                     await opened.enter_async_context(transport)
                 async with anyio.create_task_group() as asking:
                     for one in subscribers:
-                        asking.start_soon(partial(reach, one.transport, one.streams[0], one.group, wait=wait))
+                        for stream in one.streams:
+                            asking.start_soon(partial(reach, one.transport, stream, one.group, wait=wait))
                 async with anyio.create_task_group() as running:
                     for one in subscribers:
                         await running.start(_Service(one).run)

@@ -266,6 +266,21 @@ class TransportContract:
 
         await self.expect(transport, stream, [before, after])
 
+    async def test_who_subscribes_opens_it_again(self, transport: Transport, stream: str) -> None:
+        """What handles deliveries publishes too."""
+        envelopes = things(stream, 2)
+        await transport.publish(envelopes[:1])
+        await transport.__aexit__(None, None, None)
+        try:
+            async with transport.subscribe(self.request(stream)) as subscription:
+                [delivery] = await self.take(subscription, 1)
+                await transport.publish(envelopes[1:])
+                subscription.ack(delivery)
+        finally:
+            await transport.__aenter__()
+
+        await self.expect(transport, stream, envelopes[1:])
+
     async def test_it_is_open_while_anybody_has_it_open(self, transport: Transport, stream: str) -> None:
         """Who leaves it closes it for himself alone."""
         envelopes = things(stream, 2)
@@ -325,6 +340,24 @@ class TransportContract:
 
         assert {envelope.id: 1 for envelope in envelopes} == handled
         assert not await transport.backlog(stream, "readers")
+
+    async def test_what_was_given_back_comes_before_what_is_new_where_order_matters(
+        self, transport: Transport, stream: str
+    ) -> None:
+        """As for a subscriber that handles one at a time, and is started again."""
+        envelopes = things(stream, 20)
+        await transport.publish(envelopes)
+        async with transport.subscribe(self.request(stream, ordered=True)) as subscription:
+            deliveries = await self.take(subscription, 12)
+            for delivery in deliveries[:2]:
+                subscription.ack(delivery)
+        async with transport.subscribe(self.request(stream, ordered=True)) as subscription:
+            for envelope in envelopes[2:]:
+                [delivery] = await self.take(subscription, 1)
+
+                assert envelope == delivery.envelope
+
+                subscription.ack(delivery)
 
     async def test_a_group_may_begin_at_the_end(self, transport: Transport, stream: str) -> None:
         """`start="$"`: what was there is not its business, what comes is."""

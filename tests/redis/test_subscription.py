@@ -943,7 +943,7 @@ async def test_audits_that_take_long_are_rare(live: RedisTransport, monkeypatch:
     """They count what is unread: a backlog is no reason to keep the server busy with that."""
     intervals: list[float] = []
 
-    async def audit(*_: Any, interval: float) -> Audit:
+    async def audit(*_: Any, interval: float, begin: bool) -> Audit:
         intervals.append(interval)
         await asyncio.sleep(0.05)
         return Audit(stream=S, group="g", added=0, settled=0, pending=0, unread=0, vanished=0, lost=0, after="0-0", before="0-0")
@@ -1049,7 +1049,7 @@ async def test_an_entry_of_too_many_words_for_a_script_is_retried_and_buried_lik
     """A stranger may write thousands of fields, and names that are ours: nobody is stopped by it, and the dead letter has each word."""
     club = Club(live)
     strange = {b"id": b"x", b"created_at": b"2026-01-01T00:00:00Z", b"type": b"book_registered_v1", b"payload": b'{"number":3}'}
-    strange |= {b"retry-attempt": b"40", b"dead-reason": b"none", **{b"f%d" % n: b"\xff" for n in range(fields)}}
+    strange |= {b"retry-attempt": b"40", b"dead-reason": b"none", **{b"f%d" % n: b"\xc3\xa9" for n in range(fields)}}
     broken = strange | {b"payload": b"{"}
 
     async def one_dead() -> bool:
@@ -1069,6 +1069,73 @@ async def test_an_entry_of_too_many_words_for_a_script_is_retried_and_buried_lik
     assert {0: 1, 3: 2} == club.attempts
     assert [broken, broken] == [first.fields, again.fields]
     assert [(id.decode(), 1, "undecodable")] * 2 == [(dead.entry_id, dead.attempts, dead.reason) for dead in (first, again)]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {b"created_at": b"yesterday"},
+        {b"created_at": b"2026-13-01T00:00:00.000000Z"},
+        {b"created_at": b"\xff"},
+        {b"id": b""},
+        {b"id": b"\xff"},
+        {b"tenant": b"\xff"},
+        {b"\xff": b"acme"},
+    ],
+    ids=["no time", "no such month", "time not UTF-8", "no id", "id not UTF-8", "header not UTF-8", "name not UTF-8"],
+)
+async def test_what_is_no_envelope_is_handled_by_nobody(live: RedisTransport, server: Any, changes: dict[bytes, bytes]) -> None:
+    """Though its type is known and its payload can be decoded, and others like it were handled before."""
+    club = Club(live, concurrency=1)
+    good = {b"id": b"x", b"created_at": b"2026-01-01T00:00:00Z", b"type": b"book_registered_v1", b"payload": b'{"number":1}'}
+    bad = good | {b"payload": b'{"number":2}'} | changes
+    for entry in (good, good, bad, good | {b"tenant": b"acme"}):
+        server.client.xadd(S, entry)
+    async with club.running():
+        await club.finished()
+    [letter] = await live.dead_letters(S, "g")
+
+    assert [1, 1, 1] == club.handled
+    assert (bad, "undecodable", "DecodeError", 1) == (letter.fields, letter.reason, letter.error_type, letter.attempts)
+
+
+async def test_a_header_named_like_one_of_the_four_is_taken_for_it(live: RedisTransport, server: Any) -> None:
+    """A stranger wrote two: the last one counts, as everywhere."""
+    club = Club(live, concurrency=1)
+    words = ["id", "x", "created_at", "2026-01-01T00:00:00Z", "type", "book_registered_v1", "payload", '{"number":1}']
+    server("XADD", S, "*", *words)
+    server("XADD", S, "*", *words, "payload", '{"number":2}')
+    async with club.running():
+        await club.finished()
+
+    assert [1, 2] == club.handled
+
+
+async def test_a_verdict_of_which_nothing_came_is_said(
+    live: RedisTransport, server: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Another program settled it under the handler's hands: there is nothing to retry, and no statistics count it."""
+    started, settled = anyio.Event(), anyio.Event()
+    bus = MessageBus()
+
+    @bus.listen
+    async def handle(event: BookRegistered) -> None:
+        started.set()
+        await settled.wait()
+        raise Retry(after=0.0)
+
+    subscriber = Subscriber(bus=bus, transport=live, streams=[S], group="g")
+    await Club(live).publish(1)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(subscriber.run)
+        await started.wait()
+        server.client.xack(S, "g", server.client.xrange(S)[0][0])
+        settled.set()
+        await wait_until(lambda: "nothing came of that: it is pending no longer" in caplog.text, description="it is said")
+        retried = subscriber.statistics().retried
+        tasks.cancel_scope.cancel()
+
+    assert (0, 0) == (retried, server.client.zcard(Keys(S, "g").delayed))
 
 
 async def test_a_group_of_another_program_may_have_any_name(
