@@ -170,9 +170,9 @@ async def _server_side(rig: Rig, name: str) -> dict[str, int]:
         rig.violate("unaccounted", f"{name}: {backlog.unread} unread, {backlog.pending} pending, {backlog.delayed} delayed")
     if found is None:
         rig.violate("unaccounted", f"{name}: the group is not there")
-    elif found.lost:
+    elif not found:
         rig.violate("unaccounted", str(found))
-    settled, lost = (found.settled, found.lost) if found is not None else (0, 0)
+    settled, lost = (found.settled, found.lost + found.lost_retries) if found is not None else (0, 0)
 
     return {"settled": settled, "left": backlog.unread + backlog.pending + backlog.delayed, "lost (audit)": lost}
 
