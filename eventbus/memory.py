@@ -137,7 +137,7 @@ class MemoryTransport:
         await anyio.lowlevel.checkpoint()
         groups: list[_Group] = []
         for name in request.streams:
-            stream = self._stream(check_name("stream", name))
+            stream = self._stream(name)
             if request.group not in stream.groups:
                 stream.groups[request.group] = _Group(stream, request.group, stream.position(request.start))
             groups.append(stream.groups[request.group])
@@ -153,8 +153,7 @@ class MemoryTransport:
 
     async def backlog(self, stream: str, group: str) -> Backlog:
         await anyio.lowlevel.checkpoint()
-        found = self._streams.get(stream)
-        state = found.groups.get(group) if found else None
+        found, state = self._found(stream, group)
         if state is None:
             return Backlog(unread=len(found.entries) if found else 0, pending=0, delayed=0)
         now = self.clock.time()
@@ -170,15 +169,13 @@ class MemoryTransport:
 
     async def dead_letters(self, stream: str, group: str, *, limit: int = 100) -> list[DeadLetter]:
         await anyio.lowlevel.checkpoint()
-        found = self._streams.get(stream)
-        state = found.groups.get(group) if found else None
+        _, state = self._found(stream, group)
 
         return list(itertools.islice(state.dead.values(), limit)) if state else []
 
     async def requeue(self, dead_letter: DeadLetter, /) -> bool:
         await anyio.lowlevel.checkpoint()
-        stream = self._streams.get(dead_letter.stream)
-        state = stream.groups.get(dead_letter.group) if stream else None
+        _, state = self._found(dead_letter.stream, dead_letter.group)
         if state is None or state.dead.pop(dead_letter.id, None) is None:
             return False
         fields = [item for pair in dead_letter.fields.items() for item in pair]
@@ -186,6 +183,13 @@ class MemoryTransport:
         self._changes.happen()
 
         return True
+
+    def _found(self, stream: str, group: str) -> tuple[_Stream | None, _Group | None]:
+        check_name("stream", stream)
+        check_name("group", group)
+        found = self._streams.get(stream)
+
+        return found, found.groups.get(group) if found else None
 
     def _stream(self, name: str) -> _Stream:
         if name not in self._streams:

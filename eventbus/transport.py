@@ -24,6 +24,7 @@ import msgspec
 
 from eventbus.envelope import Codec, Envelope, from_fields
 from eventbus.errors import ConfigurationError, Retry
+from eventbus.messages import check_name
 
 
 class Publisher(Protocol):
@@ -74,7 +75,7 @@ class Transport(Publisher, Protocol):
 
 
 class Subscribe(msgspec.Struct, frozen=True, kw_only=True):
-    """What a subscriber asks of a transport."""
+    """What a subscriber asks of a transport. `ConfigurationError` for a name that no stream or group can have."""
 
     streams: Sequence[str]
     group: str
@@ -88,6 +89,11 @@ class Subscribe(msgspec.Struct, frozen=True, kw_only=True):
     """Whether one delivery is handled at a time: then what was given back comes before what is new, as it stands in the stream."""
     on_lost: Callable[[Delivery], None] | None = None
     """Called when another consumer has taken over a delivery that we still hold; what we say of it from then on changes nothing."""
+
+    def __post_init__(self) -> None:
+        for stream in self.streams:
+            check_name("stream", stream)
+        check_name("group", self.group)
 
 
 class Subscription(Protocol):

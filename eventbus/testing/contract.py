@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from eventbus.envelope import Envelope, new_id, now
-from eventbus.errors import EncodeError, PublishError, Retry, TransportError
+from eventbus.errors import ConfigurationError, EncodeError, PublishError, Retry, TransportError
 from eventbus.transport import Backlog, Delivery, Subscribe, Subscription, Transport, utc
 
 
@@ -280,6 +280,17 @@ class TransportContract:
             await transport.__aenter__()
 
         await self.expect(transport, stream, envelopes[1:])
+
+    async def test_a_name_that_no_stream_or_group_can_have_is_a_mistake(self, transport: Transport, stream: str) -> None:
+        """Wherever it is given, and not a stream or group with nothing in it."""
+        for names in ((f"{stream}/a", "readers"), (stream, "two words")):
+            with pytest.raises(ConfigurationError):
+                await transport.backlog(*names)
+            with pytest.raises(ConfigurationError):
+                await transport.dead_letters(*names)
+            with pytest.raises(ConfigurationError):
+                async with transport.subscribe(self.request(names[0], group=names[1])):
+                    pass
 
     async def test_it_is_open_while_anybody_has_it_open(self, transport: Transport, stream: str) -> None:
         """Who leaves it closes it for himself alone."""
