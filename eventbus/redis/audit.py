@@ -105,8 +105,9 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0, begin: b
     if not begun:
         base = added - settled - pending - unread
         if begin:
-            await channel.run(ADOPT.call(keys.state, args=(base, -lost_retries)))
-            begun = True
+            with suppress(Full):  # they begin later
+                await channel.run(ADOPT.call(keys.state, args=(base, -lost_retries)))
+                begun = True
         lost_retries = 0
     lost = added - base - settled - pending - unread
     known, _, last_then = noted.partition(b" ")

@@ -98,6 +98,19 @@ async def test_the_counts_begin_anew_when_they_were_deleted(live: RedisTransport
     assert (True, 0, 0, 0) == (bool(found), found.lost, found.lost_retries, found.pending + found.unread + found.waiting)
 
 
+async def test_a_full_server_lets_us_in_before_the_counts_begin(live: RedisTransport, server: Any) -> None:
+    """It is drained all the same; they begin when it has room."""
+    await publish(live, 4)
+    async with live.subscribe(Subscribe(streams=[S], group="g")):
+        pass
+    server.client.delete(KEYS.state)
+    server.fill()
+    await handle(live)
+    found = await audited(live)
+
+    assert (False, 0, 0) == (found.begun, found.pending, found.unread)
+
+
 def due(server: Any) -> None:
     """What waits need wait no longer."""
     for member in server.client.zrange(KEYS.delayed, 0, -1):
