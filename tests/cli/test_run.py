@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 import pytest
+import redis
 
 from eventbus import Event, Metadata, UnitOfWork, connect
 from eventbus.embedded import EmbeddedServer, find_executable
@@ -215,6 +216,29 @@ def test_a_server_that_says_nothing_counts_as_not_there(eventbus: Command, write
     [line] = ended.stderr.splitlines()
     assert line.startswith(f"eventbus: no answer from redis://127.0.0.1:{port}/0 within 2.5 s; ")
     assert time.monotonic() - begun < 4
+
+
+@pytest.mark.parametrize("streams", [["s", "no-stream"], ["no-stream", "s"]])
+def test_a_key_that_is_no_stream_is_a_failure(
+    eventbus: Command, write: Write, redis_server: "LiveServer", streams: list[str]
+) -> None:
+    """Whichever of the streams it is: the server answers, and lets us in."""
+    write(
+        "shop",
+        "from eventbus import MemoryTransport, MessageBus, Subscriber\n"
+        f"one = Subscriber(bus=MessageBus(), transport=MemoryTransport(), streams={streams}, group='g')\n",
+    )
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.set("no-stream", "text")
+        try:
+            ended = eventbus("run", "shop:one", "--url", redis_server.url)
+        finally:
+            client.delete("no-stream")
+
+    assert 1 == ended.returncode
+    [line] = ended.stderr.splitlines()
+    assert "WRONGTYPE" in line
+    assert "choose another stream name" in line
 
 
 @pytest.mark.skipif(find_executable() is None, reason="no Valkey or Redis server found to embed")
