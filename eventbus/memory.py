@@ -78,7 +78,7 @@ class MemoryTransport:
         self._streams: dict[str, _Stream] = {}
         self._changes = _Changes()
         self._holders = 0
-        self._closed = False
+        self._left = False
 
     def __repr__(self) -> str:
         return f"<MemoryTransport {len(self.envelopes)} published>"
@@ -106,7 +106,7 @@ class MemoryTransport:
 
     async def __aenter__(self) -> Self:
         self._holders += 1
-        self._closed = False
+        self._left = False
 
         return self
 
@@ -114,10 +114,10 @@ class MemoryTransport:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         self._holders -= 1
-        self._closed = self._holders == 0
+        self._left = True
 
     async def publish(self, envelopes: Sequence[Envelope], /) -> list[str]:
-        if self._closed:
+        if self._left and self._holders == 0:
             raise PublishError.because(Refused("the transport is closed; enter it again"), envelopes, "not sent")
         names = [check_name("stream", envelope.stream or self.stream) for envelope in envelopes]
         entries = [[item.encode() if isinstance(item, str) else item for item in to_fields(envelope)] for envelope in envelopes]
@@ -143,7 +143,6 @@ class MemoryTransport:
             groups.append(stream.groups[request.group])
         subscription = MemorySubscription(groups, request, self.clock, self._changes)
         self._holders += 1
-        self._closed = False
         try:
             yield subscription
         finally:

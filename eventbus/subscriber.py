@@ -611,9 +611,8 @@ class _Run:
                 case Ack():
                     settled = True  # not for an error
             if not settled and not delivery.lost:
-                logger.warning(
-                    "%s: nothing came of that: it is pending no longer, it vanished or was settled by another", _title(delivery)
-                )
+                why = "its own commit has settled it" if delivery.settled else "it vanished, or another has settled it"
+                logger.warning("%s: nothing came of that: it is pending no longer, %s", _title(delivery), why)
         self.settling.discard(scope)
         if scope.cancelled_caught:
             logger.warning("%s: the server did not answer before the grace was over: this is delivered again", _title(delivery))

@@ -6,7 +6,6 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final, TypeVar
 
 import anyio
@@ -94,13 +93,18 @@ async def serve(subscribers: Sequence[Subscriber], wait: float, last_words: Call
                     await opened.enter_async_context(transport)
                 async with anyio.create_task_group() as asking:
                     for one in subscribers:
-                        for stream in one.streams:
-                            asking.start_soon(partial(reach, one.transport, stream, one.group, wait=wait))
+                        asking.start_soon(_reach_all, one, wait)
                 async with anyio.create_task_group() as running:
                     for one in subscribers:
                         await running.start(_Service(one).run)
     except Exception as exc:
         raise failure(exc) from exc
+
+
+async def _reach_all(subscriber: Subscriber, wait: float) -> None:
+    """One stream after another: each answer has its time."""
+    for stream in subscriber.streams:
+        await reach(subscriber.transport, stream, subscriber.group, wait=wait)
 
 
 class _Service:

@@ -31,7 +31,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     pending: int
     unread: int
     vanished: int
-    """Entries of which it is known that they were removed while they were pending; they are part of `lost`."""
+    """Entries of which it is known that they were removed while they were pending; they are part of `lost`, or of `lost_retries`."""
     lost: int
     """added - settled - pending - unread: removed before this group had settled them."""
     after: str
@@ -59,7 +59,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         verdict = (
             "adds up"
             if self.lost == 0
-            else f"{self.lost} LOST between {self.after} and {self.before}, {self.vanished} of them seen to vanish"
+            else f"{self.lost} LOST between {self.after} and {self.before}, {self.vanished} seen to vanish"
             if self.lost > 0
             else f"{-self.lost} more than were added: was the stream written to in another way?"
         )
@@ -97,7 +97,7 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0, begin: b
     )
     if not numbers:
         return None
-    added, base, settled, vanished, pending, delivered, last, checkpoint, sound, noted, *retries = numbers
+    added, base, settled, vanished, pending, delivered, last, checkpoint, sound, noted, retries = numbers
     delayed, moved, requeued, aside, settled_again, waiting, again = retries
     unread = await count(channel, keys.stream, delivered.decode(), last)
     lost_retries = delayed + requeued - waiting - aside - again - settled_again
@@ -106,7 +106,7 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0, begin: b
         base = added - settled - pending - unread
         if begin:
             with suppress(Full):  # they begin later
-                await channel.run(ADOPT.call(keys.state, args=(base, -lost_retries)))
+                await channel.run(ADOPT.call(keys.state, keys.delayed, keys.retry, args=(base,)))
                 begun = True
         lost_retries = 0
     lost = added - base - settled - pending - unread

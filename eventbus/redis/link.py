@@ -43,7 +43,9 @@ _pack_command: Any = vars(hiredis)["pack_command"]  # which takes more than its 
 _FULL = re.compile(r"\b(OOM|MISCONF)\b")
 _NO_RIGHT = re.compile(r"\bNOPERM\b|The user executing the script can't|ACL failure in script")
 _REFUSED = re.compile(
-    rf"\b(NOAUTH|WRONGPASS|WRONGTYPE)\b|invalid username-password|AUTH failed|invalid password|{_NO_RIGHT.pattern}"
+    r"\b(NOAUTH|WRONGPASS|WRONGTYPE)\b|invalid username-password|AUTH failed|invalid password"
+    r"|unauthenticated (multi)?bulk length"  # of a command that is too long to be looked at before a password was given
+    rf"|{_NO_RIGHT.pattern}"
 )
 _UNAVAILABLE = re.compile(
     r"\b(LOADING|READONLY|MASTERDOWN|CLUSTERDOWN|TRYAGAIN|BUSY|NOREPLICAS|MOVED|ASK|UNKILLABLE|UNBLOCKED)\b"

@@ -53,6 +53,8 @@ MOST_UNSETTLED: Final = 10_000
 """Deliveries that wait for the server to take their verdict, at the most; then nothing more is read until it does."""
 SETTLED_TOGETHER: Final = 100
 """Of these, how many go in one write once the server takes them. Leases are renewed in between."""
+RELEASED_IDLE: Final = 10**11
+"""Milliseconds: no consumer that is away is silent for three years, and what was released has been idle for ten."""
 LEAVE_WITHIN: Final = 3.0
 """Seconds for the last words to the server when we leave."""
 
@@ -103,6 +105,7 @@ class RedisSubscription:
         self._cursors: dict[str, str] = dict.fromkeys(self._sources, "0-0")
         self._answered = time.monotonic()
         self._sweep_at = 0.0
+        self._released_only_until = -math.inf
         self._to_sweep: deque[str] = deque()
         """Sources where something is pending that this sweep has not looked at."""
         self._due_at: dict[str, float] = {keys.stream: math.inf for keys in self._keys}
@@ -315,8 +318,11 @@ class RedisSubscription:
         """
         now = time.monotonic()
         if now - self._answered > self._request.lease / 3:
-            self._sweep_at = max(self._sweep_at, now + self._request.lease / 2)
-            self._to_sweep.clear()
+            if self._request.ordered:  # what was given back is nobody's, and comes before what is new
+                self._released_only_until = now + self._request.lease / 2
+            else:
+                self._sweep_at = max(self._sweep_at, now + self._request.lease / 2)
+                self._to_sweep.clear()
         self._renew_soon()
 
     async def _read_own(self, limit: int) -> list[Delivery]:
@@ -375,7 +381,8 @@ class RedisSubscription:
 
     async def _sweep(self, limit: int) -> list[Delivery]:
         """What other consumers left longer than a lease ago."""
-        lease = int(self._request.lease * 1000)
+        released_only = time.monotonic() < self._released_only_until
+        lease = RELEASED_IDLE if released_only else int(self._request.lease * 1000)
         while self._to_sweep:
             source = self._to_sweep[0]
             keys = self._sources[source]
@@ -824,7 +831,7 @@ class RedisSubscription:
         counted: tuple[int, str, str] | tuple[()] = ()
         while True:
             args = (self._request.group, start, int(healing), *counted)
-            reply = await self._control.run(JOIN.call(keys.stream, keys.retry, keys.state, keys.added, args=args))
+            reply = await self._control.run(JOIN.call(keys.stream, keys.retry, keys.state, keys.added, keys.delayed, args=args))
             where, *rest = [text.decode() for text in reply]
             if where != "count":
                 return where, rest[0]

@@ -66,7 +66,7 @@ class RedisTransport:
         self._channel = Channel(self.endpoint)
         self._exchange = Exchange(self.endpoint, patience)
         self._holders = 0
-        self._closed = False
+        self._left = False
 
     def __repr__(self) -> str:
         return f"<RedisTransport {self.endpoint} stream={self.stream!r}>"
@@ -74,7 +74,7 @@ class RedisTransport:
     async def __aenter__(self) -> Self:
         self._open()
         self._holders += 1
-        self._closed = False
+        self._left = False
 
         return self
 
@@ -82,10 +82,10 @@ class RedisTransport:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         await self._leave()
-        self._closed = self._holders == 0
+        self._left = True
 
     async def publish(self, envelopes: Sequence[Envelope], /) -> list[str]:
-        if self._closed:
+        if self._is_closed:
             raise PublishError.because(Refused(f"{self!r} is closed; enter it again"), envelopes, "not sent")
         self._open()
 
@@ -95,7 +95,6 @@ class RedisTransport:
     async def subscribe(self, request: Subscribe, /) -> AsyncGenerator[RedisSubscription, None]:
         self._open()
         self._holders += 1
-        self._closed = False
         try:
             async with RedisSubscription.join(self.endpoint, request, self.retention) as subscription:
                 yield subscription
@@ -203,7 +202,7 @@ class RedisTransport:
 
     async def ask(self, command: Sequence[Any], /, *, writes: bool = False, until: float = math.inf) -> Any:
         """The server's answer to a command that may be asked twice, over a connection that many tasks share: for sessions."""
-        if self._closed:
+        if self._is_closed:
             raise Refused(f"{self!r} is closed; enter it again")
         self._open()
 
@@ -221,6 +220,11 @@ class RedisTransport:
             if int(cursor) == 0:
                 break
         await self._channel.run(("DEL", *names))
+
+    @property
+    def _is_closed(self) -> bool:
+        """Whether everybody who had entered it has left it, and no subscriber is at work."""
+        return self._left and self._holders == 0
 
     def _open(self) -> None:
         try:

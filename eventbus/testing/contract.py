@@ -267,19 +267,21 @@ class TransportContract:
         await self.expect(transport, stream, [before, after])
 
     async def test_who_subscribes_opens_it_again(self, transport: Transport, stream: str) -> None:
-        """What handles deliveries publishes too."""
-        envelopes = things(stream, 2)
+        """What handles deliveries publishes too; and it is closed again when that has ended."""
+        envelopes = things(stream, 3)
         await transport.publish(envelopes[:1])
         await transport.__aexit__(None, None, None)
         try:
             async with transport.subscribe(self.request(stream)) as subscription:
                 [delivery] = await self.take(subscription, 1)
-                await transport.publish(envelopes[1:])
+                await transport.publish(envelopes[1:2])
                 subscription.ack(delivery)
+            with pytest.raises(PublishError):
+                await transport.publish(envelopes[2:])
         finally:
             await transport.__aenter__()
 
-        await self.expect(transport, stream, envelopes[1:])
+        await self.expect(transport, stream, envelopes[1:2])
 
     async def test_a_name_that_no_stream_or_group_can_have_is_a_mistake(self, transport: Transport, stream: str) -> None:
         """Wherever it is given, and not a stream or group with nothing in it."""

@@ -63,7 +63,7 @@ class Server:
 
     def held(self, *ids: str, consumer: str = "me") -> list[bytes]:
         entries = self.published(*ids)
-        self.run(JOIN, S, KEYS.retry, KEYS.state, KEYS.added, args=("g", "0", 0))
+        self.run(JOIN, S, KEYS.retry, KEYS.state, KEYS.added, KEYS.delayed, args=("g", "0", 0))
         self.client.xreadgroup("g", consumer, {S: ">"}, count=100)
         return entries
 
@@ -103,7 +103,7 @@ def publish(server: Server) -> Call:
 @case
 def join(server: Server) -> Call:
     server.published("a", "b")
-    return call("join", S, KEYS.retry, KEYS.state, KEYS.added, args=("g", "0", 0))
+    return call("join", S, KEYS.retry, KEYS.state, KEYS.added, KEYS.delayed, args=("g", "0", 0))
 
 
 @case
@@ -207,7 +207,7 @@ def audit(server: Server) -> Call:
 def adopt(server: Server) -> Call:
     server.published("a")
     server.client.xgroup_create(S, "g", "0")
-    return call("adopt", KEYS.state, args=(1, 1))
+    return call("adopt", KEYS.state, KEYS.delayed, KEYS.retry, args=(1,))
 
 
 @case

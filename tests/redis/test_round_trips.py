@@ -152,4 +152,4 @@ async def test_an_idle_subscriber_looks_and_waits(
 
     assert {"evalsha", "xreadgroup"} == set(traffic.sent)
     assert abs(traffic.sent["xreadgroup"] - traffic.sent["evalsha"]) <= 1
-    assert traffic.round_trips <= traffic.sent.total()
+    assert traffic.round_trips <= traffic.sent.total() + 1  # a command that waits is counted when it ends

@@ -17,7 +17,7 @@ from msgspec.structs import replace
 
 from eventbus import Delivery, Event, MessageBus, Metadata, Reject, Retry, Subscriber, UnitOfWork
 from eventbus.envelope import seal
-from eventbus.errors import Full, Refused, Unavailable
+from eventbus.errors import Full, PublishError, Refused, Unavailable
 from eventbus.redis import RedisTransport
 from eventbus.redis.audit import Audit, audit
 from eventbus.redis.keys import Keys
@@ -1111,6 +1111,26 @@ async def test_a_header_named_like_one_of_the_four_is_taken_for_it(live: RedisTr
     assert [1, 2] == club.handled
 
 
+async def test_what_was_given_back_comes_first_also_when_the_server_was_away(
+    live: RedisTransport, server: Any, proxy: FaultProxy
+) -> None:
+    """Who is alive has to renew first then, but what was given back is held by nobody."""
+    request = Subscribe(streams=[S], group="g", ordered=True)
+    await Club(live).publish(12)
+    async with live.subscribe(request) as subscription:
+        await subscription.receive(6)
+    proxy.cut("join")
+    found: list[str] = []
+    async with RedisTransport(proxy.url, stream=S) as through, through.subscribe(request) as subscription:
+        while len(found) < 12:
+            for delivery in await subscription.receive(1):
+                subscription.ack(delivery)
+                found.append(delivery.entry_id)
+
+    assert [id.decode() for id, _ in server.client.xrange(S)] == found
+    assert 0 == proxy.pending_cuts
+
+
 async def test_a_verdict_of_which_nothing_came_is_said(
     live: RedisTransport, server: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -1189,6 +1209,8 @@ async def test_a_server_that_does_not_let_us_in_is_not_waited_for(
             )
             with pytest.raises(Refused, match=said):
                 await Club(transport).subscriber.run()
+            with pytest.raises(PublishError, match=said):
+                await Club(transport).publish(1)
     finally:
         server.client.config_set("requirepass", "")
 

@@ -25,15 +25,15 @@ class Script:
 
 
 ACK: Final = Script("ack")
-ADOPT: Final = Script("adopt")
-AUDIT: Final = Script("audit")
+ADOPT: Final = Script("adopt", "retries")
+AUDIT: Final = Script("audit", "retries")
 BACKLOG: Final = Script("backlog", "ids")
 BEGIN: Final = Script("begin")
 BURY: Final = Script("bury")
 COUNT: Final = Script("count", "ids")
 DUE: Final = Script("due")
 GLANCE: Final = Script("glance", "checkpoint")
-JOIN: Final = Script("join", "ids")
+JOIN: Final = Script("join", "ids", "retries")
 LOOK: Final = Script("look", "digest")
 PRUNE: Final = Script("prune", "ids", "cut")
 PUBLISH: Final = Script("publish")

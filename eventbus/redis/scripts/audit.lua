@@ -7,7 +7,7 @@
 -- ARGV     group, interval in ms or 0
 -- Replies  {added, base or '' if the counts have not begun, settled, vanished, pending, last delivered id, last id, checkpoint or '', and
 --           what an audit noted last, or '': the checkpoint when all added up, and how much was lost with the last id at the time when that
---           was first seen; then of the retries: delayed, moved, requeued, set aside, settled, waiting, in the retry stream}, or {}
+--           was first seen; and of the retries {delayed, moved, requeued, set aside, settled, waiting, in the retry stream}}, or {}
 if redis.call('EXISTS', KEYS[1]) == 0 then return {} end
 local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
@@ -16,23 +16,17 @@ if tonumber(ARGV[2]) > 0 then
   if last <= now and now - last < tonumber(ARGV[2]) then return {} end
   redis.pcall('HSET', KEYS[2], 'audited', now)
 end
-local function info_of(key)
-  local found, flat = {}, redis.call('EXISTS', key) == 1 and redis.call('XINFO', 'STREAM', key) or {}
-  for i = 1, #flat, 2 do found[flat[i]] = flat[i + 1] end
-  return found
-end
-local info = info_of(KEYS[1])
+local info, flat = {}, redis.call('XINFO', 'STREAM', KEYS[1])
+for i = 1, #flat, 2 do info[flat[i]] = flat[i + 1] end
 for _, row in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
   local g = {}
   for i = 1, #row, 2 do g[row[i]] = row[i + 1] end
   if g.name == ARGV[1] then
-    local state = redis.call('HMGET', KEYS[2], 'base', 'settled', 'vanished', 'checkpoint', 'sound', 'lost', 'delayed', 'moved',
-      'requeued', 'aside', 'retry-settled')
-    local function number(n) return tonumber(state[n] or 0) end
+    local state = redis.call('HMGET', KEYS[2], 'base', 'settled', 'vanished', 'checkpoint', 'sound', 'lost')
     return {
-      tonumber(info['entries-added'] or redis.call('GET', KEYS[3]) or 0), state[1] and number(1) or '', number(2), number(3), g.pending,
-      g['last-delivered-id'], info['last-generated-id'], state[4] or '', state[5] or '', state[6] or '',
-      number(7), number(8), number(9), number(10), number(11), redis.call('ZCARD', KEYS[4]), info_of(KEYS[5]).length or 0,
+      tonumber(info['entries-added'] or redis.call('GET', KEYS[3]) or 0), tonumber(state[1]) or '', tonumber(state[2] or 0),
+      tonumber(state[3] or 0), g.pending, g['last-delivered-id'], info['last-generated-id'], state[4] or '', state[5] or '',
+      state[6] or '', retries(KEYS[2], KEYS[4], KEYS[5]),
     }
   end
 end

@@ -3,7 +3,7 @@
 --   which everything was settled; if that is gone too, where its consumer knows that it was; and at 0 if the stream is gone, or another one,
 --   whose ids are all lower. The counts of the audit begin with the group. What lies before it is counted here if that is soon done; else
 --   beforehand, in pages, and not again as long as the first of it was not trimmed meanwhile.
--- KEYS     stream, retry stream, group hash, added
+-- KEYS     stream, retry stream, group hash, added, delayed
 -- ARGV     group, start ('$' or an id), 1 when healing a group that was there, 0 when joining; and what was counted beforehand: how many
 --   entries, up to which id, and the first of them
 -- Replies  {where, id at which it would begin again}: where is '' if the group was there, 'uncounted' if the counts of the audit have not begun
@@ -52,6 +52,7 @@ elseif last and start ~= '$' then
   end
 end
 if not there(KEYS[2]) then redis.call('XGROUP', 'CREATE', KEYS[2], ARGV[1], '0', 'MKSTREAM') end
+if not redis.call('HGET', KEYS[3], 'base') then balance(KEYS[3], KEYS[5], KEYS[2]) end
 redis.call('XGROUP', 'CREATE', KEYS[1], ARGV[1], start, 'MKSTREAM')
 local now = info()
 if start == '$' then start = now['last-generated-id'] end

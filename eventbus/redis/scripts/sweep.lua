@@ -16,7 +16,9 @@ if seen > now + 1000 and summary[1] > 0 then
   while true do
     local page = redis.call('XPENDING', KEYS[1], ARGV[1], from, '+', 500)
     for _, p in ipairs(page) do
-      redis.call('XCLAIM', KEYS[1], ARGV[1], p[2], 0, p[1], 'RETRYCOUNT', p[4], 'JUSTID')
+      if p[2] ~= 'released' then -- which is idle for ten years, by any clock
+        redis.call('XCLAIM', KEYS[1], ARGV[1], p[2], 0, p[1], 'RETRYCOUNT', p[4], 'JUSTID')
+      end
     end
     if #page < 500 then break end
     from = '(' .. page[#page][1]
