@@ -46,7 +46,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
     """Of these, how many still wait for their time."""
     lost_retries: int = 0
     """Put off or requeued, and neither settled nor waiting nor in the retry stream: removed by something else."""
-    begun: bool = True
+    counted: bool = True
     """Whether the counts have begun. They have not while another program's group has no consumer of ours: then nothing is known of losses."""
 
     def __bool__(self) -> bool:
@@ -54,7 +54,7 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         return self.lost == 0 and self.lost_retries == 0
 
     def __str__(self) -> str:
-        if not self.begun:
+        if not self.counted:
             return f"{self.stream}/{self.group}: pending {self.pending}, unread {self.unread}: not counted, for no subscriber has joined it"
         verdict = (
             "adds up"
@@ -81,10 +81,10 @@ class Audit(msgspec.Struct, frozen=True, kw_only=True):
         return numbers
 
 
-async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0, begin: bool = False) -> Audit | None:
+async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0, adopt: bool = False) -> Audit | None:
     """Take the numbers. None if there is no such group, or if somebody took them within the interval (in seconds).
 
-    Where the counts have not begun, since another program made the group or its hash was deleted, they begin now if `begin` says so.
+    Where the counts have not begun, since another program made the group or its hash was deleted, they begin now if `adopt` says so.
 
     Unread entries are counted from the entries themselves, a thousand at a time, up to the last one at the moment when the other numbers
     were taken: the result is exact unless entries are deleted while they are counted.
@@ -100,15 +100,14 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0, begin: b
     added, base, settled, vanished, pending, delivered, last, checkpoint, sound, noted, retries = numbers
     delayed, moved, requeued, aside, settled_again, waiting, again = retries
     unread = await count(channel, keys.stream, delivered.decode(), last)
-    lost_retries = delayed + requeued - waiting - aside - again - settled_again
-    begun = base != b""
-    if not begun:
+    counted = base != b""
+    lost_retries = delayed + requeued - waiting - aside - again - settled_again if counted else 0
+    if not counted:
         base = added - settled - pending - unread
-        if begin:
+        if adopt:
             with suppress(Full):  # they begin later
                 await channel.run(ADOPT.call(keys.state, keys.delayed, keys.retry, args=(base,)))
-                begun = True
-        lost_retries = 0
+                counted = True
     lost = added - base - settled - pending - unread
     known, _, last_then = noted.partition(b" ")
     note: tuple[bytes, ...] = ()
@@ -138,7 +137,7 @@ async def audit(channel: Channel, keys: Keys, *, interval: float = 0.0, begin: b
         moved=moved,
         waiting=waiting,
         lost_retries=lost_retries,
-        begun=begun,
+        counted=counted,
     )
 
 

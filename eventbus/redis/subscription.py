@@ -106,6 +106,7 @@ class RedisSubscription:
         self._answered = time.monotonic()
         self._sweep_at = 0.0
         self._released_only_until = -math.inf
+        """Until then a sweep takes only what was given back: who is alive has not renewed since the server was away."""
         self._to_sweep: deque[str] = deque()
         """Sources where something is pending that this sweep has not looked at."""
         self._due_at: dict[str, float] = {keys.stream: math.inf for keys in self._keys}
@@ -789,7 +790,7 @@ class RedisSubscription:
     async def _audit(self, keys: Keys) -> None:
         began = time.monotonic()
         found = await audit(
-            self._control, keys, interval=max(TIDY_EVERY * 0.8, self._audit_every.get(keys.stream, 0.0)), begin=True
+            self._control, keys, interval=max(TIDY_EVERY * 0.8, self._audit_every.get(keys.stream, 0.0)), adopt=True
         )
         if found is None:
             return
@@ -819,7 +820,7 @@ class RedisSubscription:
             where, id = await self._make_group(keys, start, healing=healing)
             self._began[keys.stream] = id
             if where == "uncounted":
-                await audit(self._control, keys, begin=True)
+                await audit(self._control, keys, adopt=True)
             elif where and (healing or where != "start"):
                 logger.error(
                     "%s: the group was gone from %s and begins again at %s; what the server lost with it is lost",

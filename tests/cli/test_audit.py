@@ -93,7 +93,7 @@ def test_of_a_group_of_another_program_nothing_is_known(eventbus: Command, url: 
         done.returncode,
         done.stdout,
     )
-    assert json.loads(eventbus("audit", S, "theirs", "--json", "--url", url).stdout)["begun"] is False
+    assert json.loads(eventbus("audit", S, "theirs", "--json", "--url", url).stdout)["counted"] is False
 
 
 def test_a_group_or_stream_that_is_not_there_is_one_line(eventbus: Command, url: str) -> None:

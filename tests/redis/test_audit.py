@@ -64,14 +64,14 @@ async def test_of_a_group_of_another_program_nothing_is_known(live: RedisTranspo
         server.client.xack(S, "g", read[0][1][0][0])
     found = await audited(live)
 
-    assert (False, True, 0) == (found.begun, bool(found), found.lost)
+    assert (False, True, 0) == (found.counted, bool(found), found.lost)
     assert f"{S}/g: pending {found.pending}, unread {found.unread}: not counted, for no subscriber has joined it" == str(found)
 
     async with live.subscribe(Subscribe(streams=[S], group="g")):
         await publish(live, 3)
         joined = await audited(live)
 
-    assert (True, 0, 3 + found.pending + found.unread) == (joined.begun, joined.lost, joined.added)
+    assert (True, 0, 3 + found.pending + found.unread) == (joined.counted, joined.lost, joined.added)
 
     newest = server.client.xrevrange(S, count=1)[0][0]
     server.client.xdel(S, newest)
@@ -90,7 +90,7 @@ async def test_the_counts_begin_anew_when_they_were_deleted(live: RedisTransport
         found = await audited(live)
         due(server)
 
-    assert (True, True, 0, 0) == (found.begun, bool(found), found.lost, found.lost_retries)
+    assert (True, True, 0, 0) == (found.counted, bool(found), found.lost, found.lost_retries)
 
     await handle(live)
     found = await audited(live)
@@ -108,7 +108,7 @@ async def test_a_full_server_lets_us_in_before_the_counts_begin(live: RedisTrans
     await handle(live)
     found = await audited(live)
 
-    assert (False, 0, 0) == (found.begun, found.pending, found.unread)
+    assert (False, 0, 0) == (found.counted, found.pending, found.unread)
 
 
 def due(server: Any) -> None:
@@ -121,7 +121,7 @@ def due(server: Any) -> None:
 async def test_retries_that_were_removed_are_missed(
     live: RedisTransport, server: Any, where: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By whatever removed them from where they were. The janitor says it once."""
+    """By whatever removed them from where they were. The janitor says it too."""
     monkeypatch.setattr("eventbus.redis.subscription.TIDY_EVERY", 0.05)
     await publish(live, 5)
     await handle(live, Retry(after=1000))
@@ -144,6 +144,8 @@ async def test_retries_that_were_removed_are_missed(
                 server.client.xtrim(KEYS.retry, maxlen=3, approximate=False)
     caplog.set_level(logging.ERROR)
     await handle(live)
+    async with live.subscribe(Subscribe(streams=[S], group="g")):
+        await wait_until(lambda: "LOST, removed by something else" in caplog.text, description="the janitor has said it")
     gone = 5 if where == "both keys" else 2
     found = await audited(live)
 

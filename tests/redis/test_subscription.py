@@ -943,7 +943,7 @@ async def test_audits_that_take_long_are_rare(live: RedisTransport, monkeypatch:
     """They count what is unread: a backlog is no reason to keep the server busy with that."""
     intervals: list[float] = []
 
-    async def audit(*_: Any, interval: float, begin: bool) -> Audit:
+    async def audit(*_: Any, interval: float, adopt: bool) -> Audit:
         intervals.append(interval)
         await asyncio.sleep(0.05)
         return Audit(stream=S, group="g", added=0, settled=0, pending=0, unread=0, vanished=0, lost=0, after="0-0", before="0-0")
