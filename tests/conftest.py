@@ -4,9 +4,12 @@ A file says so with ``pytestmark = pytest.mark.asyncio_only``, a folder with a c
 returning ``"asyncio"``.
 """
 
+import sys
 from collections import Counter
 
 import pytest
+
+sys.dont_write_bytecode = False  # or each run, and each of its workers, rewrites the asserts of all files again
 
 LONGEST = [
     "tests/faults/test_faults.py",

@@ -9,8 +9,11 @@ ROOT = Path(__file__).parents[1]
 
 
 def environment(**variables: str) -> dict[str, str]:
-    """That of this process without what speaks to the command, and with this source tree importable from anywhere."""
-    ours = ("EVENTBUS_", "NO_COLOR", "FORCE_COLOR", "TTY_")
+    """That of this process without what speaks to the command, and with this source tree importable from anywhere.
+
+    Python keeps what it compiled, also where it was told not to: hundreds of processes would compile everything again.
+    """
+    ours = ("EVENTBUS_", "NO_COLOR", "FORCE_COLOR", "TTY_", "PYTHONDONTWRITEBYTECODE")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(ours) or name == "EVENTBUS_CI_MARK"}
 
     return {**kept, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1", **variables}

@@ -1,6 +1,7 @@
 """The contract of `eventbus.transport`, over every transport that there is: memory, fakeredis, and each server on this machine."""
 
 from collections.abc import AsyncIterator, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,7 @@ class TestFakeRedis(OverRedis):
 SERVERS = find_servers()
 
 
+@cache
 def version_of(executable: Path) -> str:
     return EmbeddedServer(executable=str(executable)).version_text.replace(" ", "-")
 
