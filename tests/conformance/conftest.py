@@ -15,6 +15,8 @@ import pytest
 from eventbus.testing.servers import LiveServer, find_servers, live_server
 from tests.conformance.places import Fake, Memory, Place, Real
 
+SERVERS = find_servers()
+
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "not_on(*places, because): which places cannot show this: memory, fakeredis, servers")
@@ -32,7 +34,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         if "fakeredis" not in left_out:
             cases.append(pytest.param("asyncio", "fakeredis", id="fakeredis"))
         if "servers" not in left_out:
-            cases += [pytest.param("asyncio", path, id=_name(path)) for path in find_servers()]
+            cases += [pytest.param("asyncio", path, id=_name(path)) for path in SERVERS]
         metafunc.parametrize(("anyio_backend", "place"), cases, indirect=True)
 
 
@@ -70,7 +72,7 @@ async def place(
         place = Fake(tmp_path)
     else:
         place = Real(tmp_path, servers(request.param), request.param)
-        place.in_full = request.param == find_servers()[0]
+        place.in_full = request.param == SERVERS[0]
     async with place.leaving:
         yield place
 

@@ -24,6 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 
 from tests.faults.messages import parts_of
@@ -49,12 +50,14 @@ class Tally:
 
     def add(self, publisher: int, number: int, count: int = 1) -> int:
         """How often it has come, now."""
-        counts = self._counts.setdefault(publisher, bytearray())
+        counts = self._counts.get(publisher)
+        if counts is None:
+            counts = self._counts[publisher] = bytearray()
         if number >= len(counts):
             counts.extend(bytes(max(1024, number + 1 - len(counts))))
-        counts[number] = min(255, max(0, counts[number] + count))
+        now = counts[number] = min(255, max(0, counts[number] + count))
 
-        return counts[number]
+        return now
 
     def __call__(self, publisher: int, number: int) -> int:
         counts = self._counts.get(publisher, b"")
@@ -120,6 +123,16 @@ class Ledger:
         self._journals: dict[str, _Reader] = {}
         self._frozen: list[tuple[int, float, float]] = []
         self._attempted_at: dict[tuple[int, int], float] = {}
+        self._takes = {
+            "attempted": self._attempted,
+            "refused": self._refused,
+            "acknowledged": self._acknowledged,
+            "life": self._life,
+            "began": self._began,
+            "handled": self._handled,
+            "failed": self._failed,
+            "cancelled": self._cancelled,
+        }
 
     def read(self) -> None:
         """Take in what was written since the last time."""
@@ -131,9 +144,10 @@ class Ledger:
                     reader = self._journals[entry.name] = _Reader(Path(entry.path))
                 if entry.stat().st_size > reader.position:
                     lines += [(float(words[-1]), reader, words) for words in reader.lines()]
-        lines.sort(key=lambda line: line[0])
+        lines.sort(key=itemgetter(0))
+        takes = self._takes
         for at, reader, words in lines:
-            getattr(self, f"_{words[0]}")(reader, at, *words[1:-1])
+            takes[words[0]](reader, at, *words[1:-1])
 
     def freeze(self, pid: int, since: float, until: float) -> None:
         """Note that a process was stopped for a while."""
@@ -193,6 +207,9 @@ class Ledger:
     def _ended(self, reader: _Reader, at: float, mark: str, attempt: str, *, by_itself: bool = True) -> None:
         under_way = reader.group.under_way
         handlings = under_way.get((mark, attempt), [])
+        if len(handlings) == 1 and handlings[0].pid == reader.pid:  # as most are: nobody was beside it
+            del under_way[mark, attempt]
+            return
         mine = next((one for one in handlings if one.pid == reader.pid and one.running), None)
         if mine is None:
             return
@@ -215,7 +232,7 @@ class Ledger:
         return sum(max(0.0, min(end, until) - max(begin, since)) for frozen, begin, end in self._frozen if frozen == pid)
 
 
-@dataclass
+@dataclass(slots=True)
 class _Handling:
     """One run of a handler."""
 
@@ -245,6 +262,6 @@ class _Reader:
             file.seek(self.position)
             data = file.read()
         self.position += len(data)
-        *lines, self._rest = (self._rest + data).split(b"\n")
+        whole, _, self._rest = (self._rest + data).rpartition(b"\n")
 
-        return [line.decode().split(" ") for line in lines]
+        return [line.split(" ") for line in whole.decode().split("\n")] if whole else []

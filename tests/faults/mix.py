@@ -108,9 +108,11 @@ class _Faults:
 
     async def kill_server(self) -> None:
         await self._rig.restart_server()
+        await self._rig.server.compact()
 
     async def cut_tail(self) -> None:
         await self._rig.cut_tail()
+        await self._rig.server.compact()
 
     async def stop_server(self) -> None:
         await self._rig.freeze_server(LEASE)

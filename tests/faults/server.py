@@ -8,7 +8,7 @@ import shutil
 import signal
 import struct
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -77,6 +77,15 @@ class Server:
         while self._server.running:
             await asyncio.sleep(0.002)
 
+    async def compact(self) -> None:
+        """Write its file anew, as servers do by themselves when it has doubled; returns when the old one is gone."""
+        async with self.client() as client:
+            await client.bgrewriteaof()
+            while (found := await client.info("persistence"))["aof_rewrite_in_progress"] or found["aof_rewrite_scheduled"]:
+                await asyncio.sleep(0.01)
+        while sum(1 for _ in self._paths()) > 2:
+            await asyncio.sleep(0.01)
+
     def cut_to(self, sizes: Mapping[Path, int]) -> None:
         """Let its files be as they were."""
         for path, size in sizes.items():
@@ -111,9 +120,12 @@ class Server:
 
     def files(self) -> dict[Path, int]:
         """The append-only files and their sizes. There is a folder of them since Redis 7, before that a single one."""
-        paths = (self._directory / "data").glob("**/appendonly.aof*")
+        return {path: path.stat().st_size for path in self._paths()}
 
-        return {path: path.stat().st_size for path in paths if path.is_file() and path.suffix != ".manifest"}
+    def _paths(self) -> Iterator[Path]:
+        for path in (self._directory / "data").glob("**/appendonly.aof*"):
+            if path.is_file() and path.suffix != ".manifest":
+                yield path
 
     def _with_clock(self, executable: Path) -> Path:
         library = self._directory / "clock.so"

@@ -14,11 +14,14 @@ from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer, find_servers, live_server
 
 
+SERVERS = find_servers()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Everything here runs on each server that the machine has, or on the one that was named."""
     if "redis_server" in metafunc.fixturenames:
         named = metafunc.config.getoption("eventbus_redis_url")
-        servers = [None] if named else find_servers()
+        servers = [None] if named else SERVERS
         metafunc.parametrize("redis_server", servers, indirect=True, ids=_name, scope="session")
 
 

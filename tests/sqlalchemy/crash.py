@@ -13,6 +13,7 @@ With EVERY, only every so many of them. What it says is JSON: how many points th
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import os
@@ -127,15 +128,15 @@ class World:
 class Publish:
     """Register a book, commit, publish at once, mark."""
 
+    afterwards = None
+    """What is done and looked at after each death; here all is, in the end."""
+
     async def prepare(self, world: World, name: str) -> None: ...
 
     async def run(self, world: World, name: str) -> None:
         async with await world.club() as uow:
             await desk.handle(Register(name), uow)
             await uow.commit()
-
-    async def afterwards(self, world: World, name: str) -> list[str]:
-        return []
 
     async def verdict(self, world: World) -> list[str]:
         await world.drain()
@@ -267,6 +268,7 @@ def main(scenario: str, database: str, server: str, every: str = "1") -> None:
     story, stride, points, wrong = SCENARIOS[scenario], int(every), 0, list[str]()
     engine = engine_on(database)
     asyncio.run(life(lambda world: undisturbed(world, story), engine, server))  # and SQLAlchemy has compiled everything
+    gc.freeze()  # or each life would copy all of it when it collects
     for late, step in ((False, 1), (True, 1 + stride // 2)):
         while True:
             name = f"{'late' if late else 'early'} {step}"
@@ -274,7 +276,8 @@ def main(scenario: str, database: str, server: str, every: str = "1") -> None:
                 lambda world, name=name, step=step, late=late: live(world, story, name, step, late), engine, server
             )
             wrong += dead.lines
-            wrong += in_a_process(lambda world, name=name: story.afterwards(world, name), engine, server).lines
+            if story.afterwards is not None:
+                wrong += in_a_process(lambda world, name=name: story.afterwards(world, name), engine, server).lines
             if dead.status == 0:
                 break
             if os.WTERMSIG(dead.status) != signal.SIGKILL:
@@ -290,7 +293,7 @@ async def undisturbed(world: World, story: Any) -> list[str]:
     await story.prepare(world, "undisturbed")
     await story.run(world, "undisturbed")
 
-    return await story.afterwards(world, "undisturbed")
+    return [] if story.afterwards is None else await story.afterwards(world, "undisturbed")
 
 
 async def live(world: World, story: Any, name: str, step: int, late: bool) -> list[str]:
