@@ -13,7 +13,6 @@ from eventbus.testing import wait_until
 from eventbus.testing.faults import FaultProxy
 from eventbus.testing.servers import LiveServer, find_servers, live_server
 
-
 SERVERS = find_servers()
 
 
