@@ -37,7 +37,9 @@ class ConsumerJob(msgspec.Struct, frozen=True, kw_only=True, tag="consumer"):
     grace: float = 5.0
     max_crashes: int = 3
     work: float = 0.002
-    """Seconds that a handler takes."""
+    """Seconds that a handler takes …"""
+    work_every: int = 1
+    """… for one of so many messages: the others are handled at once."""
     rest_every: int = 0
     """After so many messages it takes a rest …"""
     rest: float = 0.0
@@ -63,8 +65,8 @@ def subscriber() -> Subscriber:
         what = f"{step.mark} {delivery.attempt}"
         journal.write("began", what, delivery.entry_id, int(delivery.suspect))
         try:
-            await _work(step.act, job.work)
             taken += 1
+            await _work(step.act, 0.0 if taken % job.work_every else job.work)
             if job.rest_every and taken % job.rest_every == 0:
                 await asyncio.sleep(job.rest)
         except asyncio.CancelledError:

@@ -29,12 +29,12 @@ async def everything(rig: Rig) -> Allowances:
     rate = rig.size.messages / rig.size.seconds
     await rig.start_server(fsync="everysec")
     lines = [await rig.line(), await rig.line()]
-    await rig.join("quick", 2, retention=6.0, work=0.001)
-    await rig.join("quick", 1, retention=6.0, work=0.001, url=lines[0].url, number=2)
+    await rig.join("quick", 2, retention=6.0, work=0.005, work_every=5)
+    await rig.join("quick", 1, retention=6.0, work=0.005, work_every=5, url=lines[0].url, number=2)
     # It rests so much that it falls behind by about a sixth of what is published, or the loss of a tail would stay invisible.
     rest = max(0.0, 200 / rate * 1.2 - 200 * HANDLING)
     await rig.join("slow", 1, retention=6.0, concurrency=1, work=0.0, url=lines[1].url, rest_every=200, rest=rest)
-    await rig.publish(2, plan=PLAN, batch=max(20, int(rate / 200)), urls=[lines[0].url])
+    await rig.publish(2, plan=PLAN, batch=max(20, int(rate / 100)), urls=[lines[0].url])
     faults = _Faults(rig, lines)
     began = time.monotonic()
     for number in range(rig.size.faults):
