@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.faults.ledger import Journal, Ledger, Tally
-from tests.faults.witness import Witness
+from tests.faults.witness import IDS, Witness
 
 
 class Written:
@@ -135,6 +135,11 @@ class Stream:
         found = [entry for entry in self.entries if min == b"-" or entry[0] > after or (entry[0] == after and min == after)]
 
         return found[:count]
+
+    async def eval(self, script: str, keys: int, stream: str, min: bytes) -> list[bytes]:
+        assert IDS == script
+
+        return [id for id, _ in await self.xrange(stream, min)]
 
     async def time(self) -> tuple[int, int]:
         return self.now, 0
