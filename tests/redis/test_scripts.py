@@ -857,4 +857,4 @@ def test_a_stranger_adds_the_highest_id_of_all(server: Any) -> None:
     server.client.xgroup_destroy(S, "g")
     server.client.delete(KEYS.state)
     assert b"start" == joined(server, "$")
-    assert 2 == server.run(TRIM, S, args=(0, 60_000, "report"))[0]
+    assert 2 == trim(server)[0]
