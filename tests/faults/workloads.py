@@ -13,7 +13,7 @@ import msgspec
 
 from tests.faults.checker import Account, Allowances, check
 from tests.faults.cycle import every_cut
-from tests.faults.messages import STREAM, Plan
+from tests.faults.messages import STREAM, Plan, mark_of
 from tests.faults.publisher import PublisherJob
 from tests.faults.rig import LEASE, SWEEP, Member, Rig, Size
 
@@ -224,13 +224,13 @@ async def freezes(rig: Rig) -> Allowances:
     rig.ledger.patience = 2 * lease
     await rig.start_server()
     members = await rig.join("g", 2, lease=lease, work=0.3, concurrency=rig.size.messages // 2)
-    # Each half has a slow one early, which the other consumer begins while its owner is still stopped: suspects run one after another.
+    # The slow one is early, so that the other consumer begins it while its owner is still stopped: suspects run one after another.
     plan: Plan = (("again", 4, 0), ("reject", 4, 1), ("slow 3", 8, 2))
     for number in range(rig.size.faults // 2):
         [publisher] = await rig.publish(1, first=2 * number, seconds=0.1, plan=plan, messages=rig.size.messages)
         await publisher.finished.wait()
         await rig.until(lambda: _is_at_work_all(rig, members), "both hold some of them")
-        await rig.freeze(members[number % 2], 3 * lease)
+        await rig.freeze(await _at_work_on(rig, members, mark_of(2 * number, 2)), 3 * lease)
         await rig.drained(15)
         [publisher] = await rig.publish(1, first=2 * number + 1, seconds=0.1, messages=rig.size.messages)
         await publisher.finished.wait()
@@ -470,6 +470,21 @@ async def _busy(rig: Rig, member: Member, messages: int = 200) -> None:
 
 async def _is_at_work_all(rig: Rig, members: list[Member]) -> bool:
     return all([await _is_at_work(rig, "g", (await member.running()).pid) for member in members])
+
+
+async def _at_work_on(rig: Rig, members: list[Member], mark: str) -> Member:
+    """Whose handler of the group ``g`` has begun with it."""
+    pids = [(await member.running()).pid for member in members]
+    began: list[int] = []
+
+    def has_begun() -> bool:
+        rig.ledger.read()
+        began[:] = [handling.pid for handling in rig.ledger.group("g").under_way.get((mark, "1"), ())]
+        return bool(began)
+
+    await rig.until(has_begun, f"a handler has begun with {mark}")
+
+    return members[pids.index(began[0])]
 
 
 async def _settled(rig: Rig, group: str, ids: set[bytes]) -> bool:
