@@ -224,7 +224,7 @@ async def freezes(rig: Rig) -> Allowances:
     rig.ledger.patience = 2 * lease
     await rig.start_server()
     members = await rig.join("g", 2, lease=lease, work=0.3, concurrency=rig.size.messages // 2)
-    # The slow one is early, so that the other consumer begins it while its owner is still stopped: suspects run one after another.
+    # Number 2 is slow and comes early, so that the other consumer begins it while its owner is still stopped: suspects run one after another.
     plan: Plan = (("again", 4, 0), ("reject", 4, 1), ("slow 3", 8, 2))
     for number in range(rig.size.faults // 2):
         [publisher] = await rig.publish(1, first=2 * number, seconds=0.1, plan=plan, messages=rig.size.messages)
@@ -475,16 +475,15 @@ async def _is_at_work_all(rig: Rig, members: list[Member]) -> bool:
 async def _at_work_on(rig: Rig, members: list[Member], mark: str) -> Member:
     """Whose handler of the group ``g`` has begun with it."""
     pids = [(await member.running()).pid for member in members]
-    began: list[int] = []
+    under_way = rig.ledger.group("g").under_way
 
     def has_begun() -> bool:
         rig.ledger.read()
-        began[:] = [handling.pid for handling in rig.ledger.group("g").under_way.get((mark, "1"), ())]
-        return bool(began)
+        return (mark, "1") in under_way
 
     await rig.until(has_begun, f"a handler has begun with {mark}")
 
-    return members[pids.index(began[0])]
+    return members[pids.index(under_way[mark, "1"][0].pid)]
 
 
 async def _settled(rig: Rig, group: str, ids: set[bytes]) -> bool:
