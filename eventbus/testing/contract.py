@@ -884,7 +884,8 @@ class TransportContract:
             held = await self.take(dying, 50)
             await self.crash(dying)
         found: list[Delivery] = []
-        async with transport.subscribe(self.request(stream)) as one, transport.subscribe(self.request(stream)) as two:
+        patient = self.request(stream, lease=3 * self.lease)  # or a machine that stands still for one has both lose it
+        async with transport.subscribe(patient) as one, transport.subscribe(patient) as two:
 
             async def consume(subscription: Subscription) -> None:
                 while deliveries := await subscription.receive(5):
