@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncGenerator, Iterator, Sequence
@@ -210,6 +211,7 @@ class MemorySubscription:
 
     def __init__(self, groups: list[_Group], request: Subscribe, clock: Clock, changes: _Changes) -> None:
         self.consumer: str = new_consumer()
+        self.held_until: float = math.inf
         self._groups = deque(groups)
         self._request = request
         self._clock = clock
@@ -305,6 +307,16 @@ class MemorySubscription:
 
         return True
 
+    async def confirm(self, delivery: Delivery, /) -> bool:
+        while self._frozen and not self._stopped:
+            event = self._changes.next()
+            try:
+                await event.wait()
+            finally:
+                self._changes.forget(event)
+
+        return not self._frozen and not delivery.lost
+
     async def begin(self, delivery: Delivery, /) -> bool:
         delivery.begun = True
         group = await self._ours(delivery)
@@ -339,7 +351,7 @@ class MemorySubscription:
         """Stand still, as a stopped process would: the leases are not renewed, and nothing is received."""
         if self._frozen:
             return
-        self._frozen = True
+        self._frozen, self.held_until = True, -math.inf
         until = self._clock.time() + self._request.lease
         for delivery in self._held.values():
             group = self._group(delivery)
@@ -352,7 +364,7 @@ class MemorySubscription:
         """Go on: leases that are still ours are renewed, and those that are not are reported as lost. The dead stay dead."""
         if not self._alive:
             return
-        self._frozen = False
+        self._frozen, self.held_until = False, math.inf
         for key, delivery in list(self._held.items()):
             group = self._group(delivery)
             held = group.pending.get(key)

@@ -330,10 +330,13 @@ class _Run:
 
     def lose(self, delivery: Delivery) -> None:
         """Another consumer has taken this over: cancel its handler; its outcome is discarded."""
-        self._say_lost(delivery)
         scope = self.running.get(delivery)
         if scope is not None:
+            self._say_lost(delivery)
             scope.cancel()
+        else:
+            self.lost_leases += 1
+            logger.info("%s: another consumer has taken it over before it was started here", _title(delivery))
 
     def _say_lost(self, delivery: Delivery) -> None:
         self.lost_leases += 1
@@ -433,10 +436,13 @@ class _Run:
                 suspects.append(delivery)
                 self.room.set()  # one more may be read beside it
                 continue
-            running[delivery] = scope
             try:
+                ours = time.monotonic() <= subscription.held_until or await subscription.confirm(delivery)
+                running[delivery] = scope
                 if delivery.lost:
                     pass
+                elif not ours:  # stopped before it was known
+                    self.left.append(delivery)
                 elif delivery.suspect:
                     await self._handle_suspect(subscription, delivery, cancelled)
                 else:
@@ -452,7 +458,7 @@ class _Run:
                 subscription.settled(delivery)
                 raise
             finally:
-                del running[delivery]
+                running.pop(delivery, None)
                 self.in_hand -= 1
                 if woken := self.in_hand == self.room_at:
                     self.room.set()

@@ -102,6 +102,9 @@ class Subscription(Protocol):
     consumer: str
     """The name under which we hold deliveries; no two subscriptions share one."""
 
+    held_until: float
+    """Until when, by `time.monotonic`, what we hold is ours for sure: each renewal moves it. Past it, `confirm` before a handler starts."""
+
     async def receive(self, limit: int, /) -> list[Delivery]:
         """Wait for deliveries; between 1 and `limit` of them, in stream order. Empty only after `stop`.
 
@@ -130,6 +133,13 @@ class Subscription(Protocol):
         """Move it to the dead letters of this group, with the story. False, and nothing happens, if it is not ours.
 
         While the dead letter cannot be written the delivery stays pending.
+        """
+        ...
+
+    async def confirm(self, delivery: Delivery, /) -> bool:
+        """Wait until it is known whether it is ours still, when the process, or the server, has stood still for longer than a lease.
+
+        False if it is not, for another has it or has settled it, or if we are stopped before it is known.
         """
         ...
 

@@ -1167,6 +1167,108 @@ async def test_a_lease_lost_while_waiting_is_not_handled(
     assert (0, 0, 0) == await counts(transport)
 
 
+async def test_what_was_settled_during_a_pause_is_not_started_after_it(
+    bus: MessageBus, subscriber: Subscriber, transport: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that stood still for longer than its lease first asks what is its own still; what waits in it others have handled."""
+    monkeypatch.setattr("eventbus.subscriber.READ_AHEAD_SECONDS", 1e-9)  # read ahead at once, not after a look at the rate
+    handled: list[int] = []
+    release = anyio.Event()
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        if event.number == 0:
+            await release.wait()
+        handled.append(event.number)
+
+    await publish(transport, *(Registered(number=number) for number in range(3)))
+    working = replace(subscriber, concurrency=1)
+    async with running(working):
+        await wait_all_tasks_blocked()
+        [loser] = transport.subscriptions
+        held = len(loser._held)
+
+        assert held > 1  # one runs, and something waits behind it
+
+        loser.freeze()
+        transport.clock.advance(31)
+        async with transport.subscribe(Subscribe(streams=[STREAM], group=GROUP)) as winner:
+            for delivery in await winner.receive(10):
+                winner.ack(delivery)
+        release.set()  # the worker is free before anybody has renewed
+        await wait_all_tasks_blocked()
+
+        assert [0] == handled
+
+        loser.thaw()
+        await wait_until(lambda: working.statistics().held == 0, description="what waited is dropped")
+
+        assert [0] == handled
+        assert held - 1 == working.statistics().lost_leases
+
+        await publish(transport, Registered(number=3))
+        await wait_until(lambda: handled == [0, 3], description="it goes on")
+
+
+async def test_what_is_ours_after_a_pause_is_handled(
+    bus: MessageBus, subscriber: Subscriber, transport: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody else was there to take it over."""
+    monkeypatch.setattr("eventbus.subscriber.READ_AHEAD_SECONDS", 1e-9)  # read ahead at once, not after a look at the rate
+    handled: list[int] = []
+    release = anyio.Event()
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        if event.number == 0:
+            await release.wait()
+        handled.append(event.number)
+
+    await publish(transport, *(Registered(number=number) for number in range(3)))
+    async with running(replace(subscriber, concurrency=1)):
+        await wait_all_tasks_blocked()
+        [paused] = transport.subscriptions
+        paused.freeze()
+        transport.clock.advance(31)
+        release.set()
+        await wait_all_tasks_blocked()
+
+        assert [0] == handled
+
+        paused.thaw()
+        await wait_until(lambda: handled == [0, 1, 2], description="the rest is handled")
+
+
+async def test_what_is_not_known_to_be_ours_when_we_stop_is_given_back(
+    bus: MessageBus, subscriber: Subscriber, transport: Observed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has not been started: another takes it at once, as the same attempt, and not as a suspect."""
+    monkeypatch.setattr("eventbus.subscriber.READ_AHEAD_SECONDS", 1e-9)  # read ahead at once, not after a look at the rate
+    handled: list[int] = []
+    release = anyio.Event()
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        if event.number == 0:
+            await release.wait()
+        handled.append(event.number)
+
+    await publish(transport, *(Registered(number=number) for number in range(2)))
+    async with running(replace(subscriber, concurrency=1)):
+        await wait_all_tasks_blocked()
+        [paused] = transport.subscriptions
+        paused.freeze()
+        release.set()
+        await wait_all_tasks_blocked()
+
+    async with transport.subscribe(Subscribe(streams=[STREAM], group=GROUP)) as heir:
+        with anyio.fail_after(5):
+            [delivery] = await heir.receive(2)
+
+    assert [0] == handled
+    assert (1, False) == (delivery.attempt, delivery.suspect)
+
+
 async def crash_with(transport: Observed, count: int) -> None:
     """Leave so many deliveries behind as a killed process would, with their leases run out."""
     async with transport.subscribe(Subscribe(streams=[STREAM], group=GROUP)) as dying:

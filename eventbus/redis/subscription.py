@@ -69,6 +69,7 @@ class RedisSubscription:
 
     def __init__(self, endpoint: Endpoint, request: Subscribe, retention: Retention) -> None:
         self.consumer: str = new_consumer()
+        self.held_until: float = time.monotonic() + request.lease
         self._endpoint = endpoint
         self._request = request
         self._retention = retention
@@ -116,6 +117,10 @@ class RedisSubscription:
         self._woken = asyncio.Event()
         """Set when the task that keeps the leases has something to do at once."""
         self._to_renew = False
+        self._since = math.inf
+        """When that was asked for which has come since the last renewal began: its leases may be as old."""
+        self._renewed = asyncio.Event()
+        """Set, and replaced, when leases were renewed; set for good when we stop."""
         self._asides: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -156,6 +161,7 @@ class RedisSubscription:
                 raise self._broken
             if self._abandoned:
                 await asyncio.Event().wait()
+            asked = time.monotonic()
             if len(self._unsettled) >= MOST_UNSETTLED:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopped.wait(), 0.1)
@@ -181,6 +187,8 @@ class RedisSubscription:
                 self._answered = time.monotonic()
                 self._gate.passed()
                 if found:
+                    self._since = min(self._since, asked)
+                    self.held_until = min(self.held_until, asked + self._request.lease)
                     return found
 
         return []
@@ -188,7 +196,17 @@ class RedisSubscription:
     def stop(self) -> None:
         if not self._stopped.is_set():
             self._stopped.set()
+            self._renewed.set()
             self._unblock()
+
+    async def confirm(self, delivery: Delivery, /) -> bool:
+        while time.monotonic() > self.held_until and not delivery.lost:
+            if self._stopped.is_set():
+                return False
+            self._renew_soon()
+            await self._renewed.wait()
+
+        return not delivery.lost
 
     async def _receive(self, limit: int) -> list[Delivery]:
         """One turn of the reader: what is due, else what is new."""
@@ -706,13 +724,14 @@ class RedisSubscription:
                     await self._gate.wait(exc)
 
     async def _renew(self) -> None:
+        began, self._since = time.monotonic(), math.inf
         by_source: dict[str, list[str]] = {}
         for source, id in self._held:
             by_source.setdefault(source, []).append(id)
         for source, ids in by_source.items():
             for at in range(0, len(ids), PER_CALL):
                 try:
-                    lost, gone, settled = await self._control.run(
+                    lost, gone, settled, unknown = await self._control.run(
                         RENEW.call(
                             source, self._sources[source].state,
                             args=(self._request.group, self.consumer, *ids[at : at + PER_CALL]),
@@ -725,10 +744,26 @@ class RedisSubscription:
                 for id in lost:
                     self._lose(source, id.decode())
                 for id in settled:
+                    if not self._has_verdict(source, id.decode()):
+                        self._lose(source, id.decode())
+                for id in (*settled, *unknown):  # what nobody knows of is handled: we may be the last to have it
                     self._held.pop((source, id.decode()), None)
                 vanished = [id.decode() for id in gone if self._is_gone(source, id.decode())]
                 if vanished:
                     self._say_vanished(source, vanished)
+
+        self._have_renewed(began)
+
+    def _have_renewed(self, when: float) -> None:
+        self.held_until = min(when, self._since) + self._request.lease
+        self._renewed.set()
+        self._renewed = asyncio.Event()
+
+    def _has_verdict(self, source: str, id: str) -> bool:
+        """Whether it may be we who have settled it: by its own commit, or by a verdict whose reply was lost."""
+        delivery = self._held.get((source, id))
+
+        return delivery is None or delivery.settled or (source, id) in self._unsettled
 
     def _is_gone(self, source: str, id: str) -> bool:
         """Whether we held it until now. What its own commit is settling at this moment is not gone."""

@@ -920,6 +920,50 @@ class TransportContract:
             assert [] == await transport.dead_letters(stream, "readers")
             assert await owner.retry(taken, after=3600.0)
 
+    async def test_what_another_has_settled_during_a_pause_is_lost(self, transport: Transport, stream: str) -> None:
+        """Who stood still for longer than its lease is told before it starts what it has still in hand."""
+        lost: list[Delivery] = []
+        await transport.publish(things(stream, 3))
+        request = self.request(stream, on_lost=lost.append)
+        async with transport.subscribe(request) as former, transport.subscribe(self.request(stream)) as owner:
+            held = await self.take(former, 3)
+            await self.freeze(former)
+            for delivery in await self.take_in_time(transport, owner, 3):
+                owner.ack(delivery)
+            await owner.flush()
+            await self.thaw(former)
+
+            assert [False] * 3 == [await former.confirm(delivery) for delivery in held]
+            assert ids_of(held) == ids_of(lost)
+
+    async def test_what_nobody_has_taken_over_during_a_pause_is_ours(self, transport: Transport, stream: str) -> None:
+        """And so is what is held while nobody pauses. Until it is known nothing is said, unless we are stopped."""
+        await transport.publish(things(stream, 2))
+        async with transport.subscribe(self.request(stream)) as subscription:
+            held = await self.take(subscription, 2)
+
+            assert await subscription.confirm(held[0])
+
+            await self.freeze(subscription)
+            await self.pass_time(transport, 1.5 * self.lease)
+            with anyio.move_on_after(self.lease / 5) as scope:
+                await subscription.confirm(held[0])
+
+            assert scope.cancelled_caught
+
+            await self.thaw(subscription)
+
+            assert await subscription.confirm(held[0])
+
+            await self.freeze(subscription)
+            await self.pass_time(transport, 1.5 * self.lease)
+            subscription.stop()
+
+            assert not await subscription.confirm(held[1])
+            assert not held[1].lost
+
+            await self.thaw(subscription)
+
     async def test_a_lost_lease_is_reported(self, transport: Transport, stream: str) -> None:
         """To who lost it, once, when it comes to itself; what it still holds it keeps."""
         lost: list[Delivery] = []

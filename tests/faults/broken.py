@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import hashlib
+import math
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -59,7 +61,8 @@ def ack_before_handling() -> None:
 
 @variant
 def renewal_without_owner_check() -> None:
-    """Whoever was frozen takes back what others have begun."""
+    """Whoever was frozen takes back what others have begun, and goes on with what they have settled."""
+    settled_by_others_not_told()
     _replace(scripts.RENEW, ("elseif p[2] ~= ARGV[2] then", "elseif false then"))
 
 
@@ -159,6 +162,23 @@ def leases_not_renewed() -> None:
     """A handler that takes longer than a lease is run twice."""
 
     async def renew_nothing(self: RedisSubscription) -> None:
-        pass
+        self._since = math.inf
+        self._have_renewed(time.monotonic())
 
     RedisSubscription._renew = renew_nothing  # type: ignore[method-assign]
+
+
+@variant
+def settled_by_others_not_told() -> None:
+    """What is not pending any more is taken for forgotten, whoever has settled it."""
+    _replace(scripts.RENEW, ("and has_read(ARGV[i]) then", "and false then"))
+
+
+@variant
+def started_unasked_after_a_pause() -> None:
+    """What waited in a process that stood still is handled there too, when others have long settled it."""
+
+    async def confirm(self: RedisSubscription, delivery: Any) -> bool:
+        return not delivery.lost
+
+    RedisSubscription.confirm = confirm  # type: ignore[method-assign]

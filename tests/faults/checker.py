@@ -138,7 +138,7 @@ async def _check_group(rig: Rig, name: str, group: Group, forgiven: set[tuple[in
     steady = [
         mark_of(publisher, number)
         for publisher, number, _ in group.tried_again
-        if act_of(rig.plan, number).partition(" ")[0] in ("", "slow")
+        if act_of(rig.plan, number).partition(" ")[0] in ("", "slow", "doze")
     ]
     _report(rig, "attempts", steady, name)
     _report(rig, "reordered", group.disorder, name)

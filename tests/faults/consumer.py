@@ -98,6 +98,8 @@ async def _work(act: str, seconds: float) -> None:
     if act.startswith("slow "):  # in steps, so that it is not over at once after the process was stopped for a while
         for _ in range(round(float(act.removeprefix("slow ")) / 0.05)):
             await asyncio.sleep(0.05)
+    elif act.startswith("doze "):
+        await asyncio.sleep(float(act.removeprefix("doze ")))
     elif seconds:
         await asyncio.sleep(seconds)
 

@@ -213,8 +213,8 @@ class Ledger:
         mine = next((one for one in handlings if one.pid == reader.pid and one.running), None)
         if mine is None:
             return
-        mine.running, mine.cancelled = False, not by_itself
-        others = [one for one in handlings if one.pid != reader.pid and one.since > mine.since and not self._was_late(one)]
+        mine.running = False
+        others = [one for one in handlings if one.pid != reader.pid and one.since > mine.since]
         if by_itself and others:
             awake = at - others[0].since - self._frozen_within(reader.pid, others[0].since, at)
             if awake > self.patience:
@@ -223,10 +223,6 @@ class Ledger:
                 )
         if not any(one.running for one in handlings):
             del under_way[mark, attempt]
-
-    def _was_late(self, one: _Handling) -> bool:
-        """Whether it began what it had read before it was frozen, and was then told that another has it."""
-        return one.cancelled and any(pid == one.pid and 0 <= one.since - until < self.patience for pid, _, until in self._frozen)
 
     def _frozen_within(self, pid: int, since: float, until: float) -> float:
         return sum(max(0.0, min(end, until) - max(begin, since)) for frozen, begin, end in self._frozen if frozen == pid)
@@ -239,7 +235,6 @@ class _Handling:
     pid: int
     since: float
     running: bool = True
-    cancelled: bool = False
 
 
 class _Reader:

@@ -6,6 +6,7 @@ A message carries its mark, ``p<publisher>-<number>``, by which everybody writes
 |---|---|---|
 | (none) | handles it | handled |
 | ``slow <seconds>`` | takes so long, in small steps, and handles it | handled |
+| ``doze <seconds>`` | takes so long, in one step, and handles it | handled |
 | ``again`` | asks for another attempt at the first one | handled |
 | ``fail`` | fails at every attempt | buried |
 | ``reject`` | rejects it | buried |

@@ -291,19 +291,23 @@ class Rig:
         worker.kill()
         await worker.ended.wait()
 
-    async def freeze(self, member: Member, seconds: float) -> Worker:
+    async def freeze(self, member: Member, seconds: float) -> None:
         """SIGSTOP for so long."""
+        async with self.frozen(member):
+            await asyncio.sleep(seconds)
+
+    @asynccontextmanager
+    async def frozen(self, member: Member) -> AsyncGenerator[Worker]:
+        """SIGSTOP for as long as the block takes."""
         self.note_fault("consumer stopped")
         worker = await member.running()
         worker.freeze()
         since = time.monotonic()
         try:
-            await asyncio.sleep(seconds)
+            yield worker
         finally:
             self.ledger.freeze(worker.pid, since, time.monotonic())
             worker.thaw()
-
-        return worker
 
     async def freeze_server(self, seconds: float) -> float:
         """SIGSTOP for so long; when it went on."""

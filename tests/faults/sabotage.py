@@ -30,6 +30,8 @@ CAUGHT_IN = {
     "acks-counted-as-asked": "cuts",
     "not-released-on-drain": "drains",
     "leases-not-renewed": "patience",
+    "settled-by-others-not-told": "pauses",
+    "started-unasked-after-a-pause": "pauses",
 }
 AT_ONCE = 2
 SOUND = "(sound)"

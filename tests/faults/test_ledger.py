@@ -108,18 +108,6 @@ def test_who_goes_on_with_what_another_has_begun_is_seen(tmp_path: Path) -> None
     assert 1 == len(written.ledger.group("g").overruns)
 
 
-def test_who_begins_what_it_had_read_before_it_was_frozen_is_no_new_owner(tmp_path: Path) -> None:
-    """It is told at once that another has it, who goes on rightly."""
-    written = Written(tmp_path)
-    written.ledger.patience = 0.45
-    written(1, "life g 10 0", "began p0-1 1 5-0 1")
-    written.ledger.freeze(2, written._now - 1, written._now)
-    written(2, "life g 10 0", "began p0-1 1 5-0 0", "cancelled p0-1 1")
-    written(1, "handled p0-1 1", after=5.0)
-
-    assert [] == written.ledger.group("g").overruns
-
-
 class Stream:
     """A client that knows one stream."""
 

@@ -35,6 +35,8 @@ class Workload(msgspec.Struct, frozen=True):
 
 WORKLOADS: dict[str, Workload] = {}
 
+PACE = 3.0
+"""Seconds that a machine may lose which does other things too."""
 SUSPECT = 0.05
 """Seconds that one takes, at the most, with its 10 ms of work, its counted start and its ack, on a machine that does other things too."""
 # Seconds of a failure that are left out of the rate of its commands, and those that are counted: a rate has no event to wait for.
@@ -90,9 +92,9 @@ async def kills(rig: Rig) -> Allowances:
     rig.notes.append(
         f"the {len(left)} entries that the last one held were taken over within {taken:.2f} s, settled within {took:.2f} s"
     )
-    rig.require(taken < LEASE + SWEEP + 1.0, "late", f"what a killed process held was taken over only after {taken:.2f} s")
+    rig.require(taken < LEASE + SWEEP + PACE, "late", f"what a killed process held was taken over only after {taken:.2f} s")
     # One consumer may have them all to handle, and suspects run one after another.
-    at_most = LEASE + SWEEP + 1.0 + len(left) * SUSPECT
+    at_most = LEASE + SWEEP + PACE + len(left) * SUSPECT
     rig.require(took < at_most, "late", f"what a killed process held was settled after {took:.2f} s, not {at_most:.2f}")
 
     return Allowances(repeats=rig.size.faults * 30, repeats_each=2)
@@ -244,7 +246,36 @@ async def freezes(rig: Rig) -> Allowances:
     ]
     rig.require(not again, "late verdict", f"tried again twice: {', '.join(again[:5])}")
 
-    return Allowances(repeats=rig.size.messages * rig.size.faults)
+    return Allowances(repeats=rig.size.messages // 2 * (rig.size.faults // 2))
+
+
+@workload(full=Size(4_000, 20), short=Size(600, 3))
+async def pauses(rig: Rig) -> Allowances:
+    """SIGSTOP of a consumer for some leases: others handle what waits in its buffer, and it does not when it goes on."""
+    lease, each = 0.6, rig.size.messages // rig.size.faults
+    slow = each // 2
+    await rig.start_server()
+    line = await rig.line()
+    line.delay = 0.01  # or what is asked first is answered before anything else has begun
+    members = await rig.join("g", 2, url=line.url, lease=lease, work=0.0, concurrency=1)
+    waited = 0
+    for number in range(rig.size.faults):
+        await rig.publish(1, first=number, seconds=0.1, plan=(("doze 0.5", each, slow),), messages=each)
+        mark = mark_of(number, slow)
+        victim = await _at_work_on(rig, members, mark)
+        pid = (await victim.running()).pid
+        await rig.until(lambda pid=pid, mark=mark: _holds_first(rig, pid, mark), "what came before is settled")
+        async with rig.frozen(victim) as worker:
+            waited += len(await _held_by(rig, "g", worker.pid)) - 1
+            if number % 2:
+                await asyncio.sleep(3 * lease)  # others are at it
+            else:
+                await rig.drained(30)  # others have settled it
+        await rig.drained(30)
+    rig.notes.append(f"{waited} entries waited in the buffers of stopped consumers")
+    rig.require(waited >= rig.size.faults, "unexpected", f"only {waited} entries waited: nothing is shown")
+
+    return Allowances(repeats=rig.size.faults)
 
 
 @workload(full=Size(1_000, 0), short=Size(1_000, 0))
@@ -455,6 +486,14 @@ async def _held_by(rig: Rig, group: str, pid: int) -> set[bytes]:
 
 async def _is_at_work(rig: Rig, group: str, pid: int) -> bool:
     return bool(await _held_by(rig, group, pid))
+
+
+async def _holds_first(rig: Rig, pid: int, mark: str) -> bool:
+    """Whether this is the first of what is pending for a process in the group ``g``."""
+    first = min(await _held_by(rig, "g", pid), key=_place)
+    [(_, fields)] = await rig.client.xrange(STREAM, first, first)
+
+    return f'"{mark}"'.encode() in fields[b"payload"]
 
 
 async def _is_gone(rig: Rig, group: str, pid: int) -> bool:

@@ -3,13 +3,27 @@
 --   What was trimmed is settled here, and counted as vanished: since Redis 7 the claim itself takes it out of the pending list.
 -- KEYS     stream or retry stream, group hash
 -- ARGV     group, consumer, entry ids (500 at the most)
--- Replies  {ids that another consumer has now, ids that were trimmed under our hands, ids that are not pending any more: settled by one
---           who had them before us, or gone with their group}
-local lost, gone, settled = {}, {}, {}
+-- Replies  {ids that another consumer has now, ids that were trimmed under our hands, ids that are settled: the entry is there, and the
+--           group has read it, ids of which nothing is known: settled and then deleted, or forgotten with their group or their stream}
+local last
+local function has_read(id)
+  if not last then
+    last = '0-0'
+    for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
+      local g = {}
+      for i = 1, #flat, 2 do g[flat[i]] = flat[i + 1] end
+      if g.name == ARGV[1] then last = g['last-delivered-id'] end
+    end
+  end
+  return not before(last, id)
+end
+local lost, gone, settled, unknown = {}, {}, {}, {}
 for i = 3, #ARGV do
   local p = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
-  if not p then
+  if not p and #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) > 0 and has_read(ARGV[i]) then
     settled[#settled + 1] = ARGV[i]
+  elseif not p then
+    unknown[#unknown + 1] = ARGV[i]
   elseif p[2] ~= ARGV[2] then
     lost[#lost + 1] = ARGV[i]
   elseif #redis.call('XCLAIM', KEYS[1], ARGV[1], ARGV[2], 0, ARGV[i], 'JUSTID') == 0 then
@@ -19,4 +33,4 @@ for i = 3, #ARGV do
   end
 end
 if #gone > 0 then redis.call('HINCRBY', KEYS[2], 'vanished', #gone) end
-return {lost, gone, settled}
+return {lost, gone, settled, unknown}
