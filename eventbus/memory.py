@@ -307,7 +307,7 @@ class MemorySubscription:
 
         return True
 
-    async def confirm(self, delivery: Delivery, /) -> bool:
+    async def confirm(self) -> bool:
         while self._frozen and not self._stopped:
             event = self._changes.next()
             try:
@@ -315,7 +315,7 @@ class MemorySubscription:
             finally:
                 self._changes.forget(event)
 
-        return not self._frozen and not delivery.lost
+        return not self._frozen
 
     async def begin(self, delivery: Delivery, /) -> bool:
         delivery.begun = True
@@ -387,6 +387,7 @@ class MemorySubscription:
                 if held is not None and held.owner == self.consumer:
                     group.orphan(held, 0.0, suspect=delivery.stays_suspect)
             self._held.clear()
+            self._changes.happen()
 
     def _take(self, limit: int) -> list[Delivery]:
         """What there is, from each stream in turn: the one that was asked first is asked last the next time, so that none goes short."""

@@ -329,14 +329,15 @@ class _Run:
                 )  # fmt: skip
 
     def lose(self, delivery: Delivery) -> None:
-        """Another consumer has taken this over: cancel its handler; its outcome is discarded."""
-        scope = self.running.get(delivery)
-        if scope is not None:
-            self._say_lost(delivery)
-            scope.cancel()
-        else:
+        """Another consumer has taken this over: its outcome is discarded, and its handler, should it run, cancelled."""
+        if delivery in self.waiting or delivery in self.suspects:
             self.lost_leases += 1
             logger.info("%s: another consumer has taken it over before it was started here", _title(delivery))
+            return
+        self._say_lost(delivery)
+        scope = self.running.get(delivery)
+        if scope is not None:
+            scope.cancel()
 
     def _say_lost(self, delivery: Delivery) -> None:
         self.lost_leases += 1
@@ -421,6 +422,8 @@ class _Run:
         """Whether there may be more to do, in another scope."""
         waiting, suspects, running = self.waiting, self.suspects, self.running
         while True:
+            if time.monotonic() > subscription.held_until and (waiting or suspects) and not await subscription.confirm():
+                self._take_back()
             if suspects and not self.suspect_running:
                 delivery = suspects.popleft()
             elif waiting:
@@ -436,13 +439,10 @@ class _Run:
                 suspects.append(delivery)
                 self.room.set()  # one more may be read beside it
                 continue
+            running[delivery] = scope
             try:
-                ours = time.monotonic() <= subscription.held_until or await subscription.confirm(delivery)
-                running[delivery] = scope
                 if delivery.lost:
                     pass
-                elif not ours:  # stopped before it was known
-                    self.left.append(delivery)
                 elif delivery.suspect:
                     await self._handle_suspect(subscription, delivery, cancelled)
                 else:
@@ -458,7 +458,7 @@ class _Run:
                 subscription.settled(delivery)
                 raise
             finally:
-                running.pop(delivery, None)
+                del running[delivery]
                 self.in_hand -= 1
                 if woken := self.in_hand == self.room_at:
                     self.room.set()

@@ -103,7 +103,8 @@ class Subscription(Protocol):
     """The name under which we hold deliveries; no two subscriptions share one."""
 
     held_until: float
-    """Until when, by `time.monotonic`, what we hold is ours for sure: each renewal moves it. Past it, `confirm` before a handler starts."""
+    """Until when, by `time.monotonic`, nobody else can have taken over what we hold, unless the server's clock was set: each renewal moves
+    it. Past it, `confirm` before a handler starts."""
 
     async def receive(self, limit: int, /) -> list[Delivery]:
         """Wait for deliveries; between 1 and `limit` of them, in stream order. Empty only after `stop`.
@@ -136,10 +137,10 @@ class Subscription(Protocol):
         """
         ...
 
-    async def confirm(self, delivery: Delivery, /) -> bool:
-        """Wait until it is known whether it is ours still, when the process, or the server, has stood still for longer than a lease.
+    async def confirm(self) -> bool:
+        """Wait until it is known which of what we hold is ours still, after the process or the server stood still for longer than a lease.
 
-        False if it is not, for another has it or has settled it, or if we are stopped before it is known.
+        What is not is `lost` then. False if we were stopped before it was known.
         """
         ...
 
@@ -184,9 +185,11 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     suspect: bool = False
     """Whether its last consumer died with it in hand: it is started alone, and the start is counted."""
     lost: bool = False
-    """Whether another consumer has taken it over."""
+    """Whether another consumer has taken it over, and may have settled it."""
     settled: bool = False
     """Whether the commit of its unit of work has settled it too."""
+    committing: bool = False
+    """Whether that commit was asked for, and it is not known yet, or not any more, what came of it."""
     begun: bool = False
     """Whether its start, that of a suspect, may have been counted."""
     _envelope: Envelope | None = None

@@ -1269,6 +1269,45 @@ async def test_what_is_not_known_to_be_ours_when_we_stop_is_given_back(
     assert (1, False) == (delivery.attempt, delivery.suspect)
 
 
+async def test_suspects_run_one_at_a_time_after_a_pause_too(bus: MessageBus, subscriber: Subscriber, transport: Observed) -> None:
+    """However many workers wait until it is known what is ours still."""
+    at_once: list[int] = []
+    begun: list[int] = []
+    go_on = {number: anyio.Event() for number in range(4)}
+    others = anyio.Event()
+
+    @bus.listen
+    async def handle(event: Registered) -> None:
+        if event.number >= 4:
+            await others.wait()
+            return
+        begun.append(event.number)
+        at_once.append(sum(1 for number in begun if not go_on[number].is_set()))
+        await go_on[event.number].wait()
+
+    await publish(transport, *(Registered(number=number) for number in range(4)))
+    await crash_with(transport, 4)
+    await publish(transport, *(Registered(number=number) for number in range(4, 7)))
+    async with running(replace(subscriber, concurrency=4)):
+        await wait_all_tasks_blocked()
+
+        assert [0] == begun
+
+        paused = transport.subscriptions[-1]
+        paused.freeze()
+        go_on[0].set()  # the suspect ends, and its worker asks
+        await wait_all_tasks_blocked()
+        others.set()  # the others end, and theirs ask too
+        await wait_all_tasks_blocked()
+        paused.thaw()
+        for number in range(1, 4):
+            await wait_until(lambda number=number: number in begun, description=f"{number} begins")
+            await wait_all_tasks_blocked()
+            go_on[number].set()
+
+    assert ([0, 1, 2, 3], [1, 1, 1, 1]) == (begun, at_once)
+
+
 async def crash_with(transport: Observed, count: int) -> None:
     """Leave so many deliveries behind as a killed process would, with their leases run out."""
     async with transport.subscribe(Subscribe(streams=[STREAM], group=GROUP)) as dying:

@@ -117,7 +117,7 @@ class RedisSession(Reads, Writes):
             raise TransactionError(f"{self!r}: whether its commit took place is {commit.unknown}")
         delivery = self._delivery
         if delivery is not None:
-            delivery.settled = True  # as seen by who renews its lease, and would not find it any more
+            delivery.committing = True  # who renews its lease may not find it any more
         self._asked, done = commit, False
         try:
             reply = await self._transport.ask(commit.command, writes=True, until=commit.until)
@@ -133,7 +133,7 @@ class RedisSession(Reads, Writes):
             raise
         finally:
             if delivery is not None:
-                delivery.settled = done
+                delivery.settled, delivery.committing = done, self._asked is not None
         self._forget()
 
     async def rollback(self) -> None:

@@ -117,10 +117,12 @@ class RedisSubscription:
         self._woken = asyncio.Event()
         """Set when the task that keeps the leases has something to do at once."""
         self._to_renew = False
-        self._since = math.inf
-        """When that was asked for which has come since the last renewal began: its leases may be as old."""
+        self._oldest = math.inf
+        """When the oldest read was asked for whose deliveries have come since the last renewal began, which did not cover them."""
+        self._renewed_at = -math.inf
+        """When the last renewal began that succeeded."""
         self._renewed = asyncio.Event()
-        """Set, and replaced, when leases were renewed; set for good when we stop."""
+        """Set, and replaced, when a renewal has succeeded or we are told to stop."""
         self._asides: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -161,7 +163,7 @@ class RedisSubscription:
                 raise self._broken
             if self._abandoned:
                 await asyncio.Event().wait()
-            asked = time.monotonic()
+            asked, left_over = time.monotonic(), bool(self._ready)
             if len(self._unsettled) >= MOST_UNSETTLED:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopped.wait(), 0.1)
@@ -187,8 +189,10 @@ class RedisSubscription:
                 self._answered = time.monotonic()
                 self._gate.passed()
                 if found:
-                    self._since = min(self._since, asked)
-                    self.held_until = min(self.held_until, asked + self._request.lease)
+                    self._oldest = min(self._oldest, asked)
+                    until = asked + self._request.lease
+                    all_is_new = not left_over and len(self._held) == len(found) + len(self._ready)
+                    self.held_until = until if all_is_new else min(self.held_until, until)
                     return found
 
         return []
@@ -199,14 +203,16 @@ class RedisSubscription:
             self._renewed.set()
             self._unblock()
 
-    async def confirm(self, delivery: Delivery, /) -> bool:
-        while time.monotonic() > self.held_until and not delivery.lost:
+    async def confirm(self) -> bool:
+        asked = time.monotonic()
+        # Where a renewal takes longer than a lease, one that has begun since then is as good an answer as can be had.
+        while asked > self.held_until and asked > self._renewed_at:
             if self._stopped.is_set():
                 return False
             self._renew_soon()
             await self._renewed.wait()
 
-        return not delivery.lost
+        return True
 
     async def _receive(self, limit: int) -> list[Delivery]:
         """One turn of the reader: what is due, else what is new."""
@@ -724,7 +730,7 @@ class RedisSubscription:
                     await self._gate.wait(exc)
 
     async def _renew(self) -> None:
-        began, self._since = time.monotonic(), math.inf
+        began, self._oldest = time.monotonic(), math.inf
         by_source: dict[str, list[str]] = {}
         for source, id in self._held:
             by_source.setdefault(source, []).append(id)
@@ -743,10 +749,11 @@ class RedisSubscription:
                     raise
                 for id in lost:
                     self._lose(source, id.decode())
+                late = time.monotonic() > self.held_until  # else nobody had the right to take anything over
                 for id in settled:
-                    if not self._has_verdict(source, id.decode()):
+                    if late and not self._may_have_settled(source, id.decode()):
                         self._lose(source, id.decode())
-                for id in (*settled, *unknown):  # what nobody knows of is handled: we may be the last to have it
+                for id in (*settled, *unknown):  # not pending for anybody, and still handled here: we may be the last to have it
                     self._held.pop((source, id.decode()), None)
                 vanished = [id.decode() for id in gone if self._is_gone(source, id.decode())]
                 if vanished:
@@ -755,20 +762,21 @@ class RedisSubscription:
         self._have_renewed(began)
 
     def _have_renewed(self, when: float) -> None:
-        self.held_until = min(when, self._since) + self._request.lease
+        self._renewed_at = when
+        self.held_until = min(when, self._oldest) + self._request.lease
         self._renewed.set()
         self._renewed = asyncio.Event()
 
-    def _has_verdict(self, source: str, id: str) -> bool:
+    def _may_have_settled(self, source: str, id: str) -> bool:
         """Whether it may be we who have settled it: by its own commit, or by a verdict whose reply was lost."""
         delivery = self._held.get((source, id))
 
-        return delivery is None or delivery.settled or (source, id) in self._unsettled
+        return delivery is None or delivery.settled or delivery.committing or (source, id) in self._unsettled
 
     def _is_gone(self, source: str, id: str) -> bool:
         """Whether we held it until now. What its own commit is settling at this moment is not gone."""
         delivery = self._held.get((source, id))
-        if delivery is None or delivery.settled:
+        if delivery is None or delivery.settled or delivery.committing:
             return False
         del self._held[source, id]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import shutil
 import socket
 import time
@@ -588,6 +589,33 @@ async def test_an_answer_that_does_not_come_is_asked_for_again_later(
         await uow.commit()
 
     assert (b"1", [1]) == (server.client.get(TOTAL), summed(server))
+
+
+async def test_a_commit_of_which_nothing_is_known_is_not_taken_for_another_consumers(
+    live: RedisTransport, through: RedisTransport, proxy: FaultProxy, server: Any
+) -> None:
+    """It may have settled its delivery. A renewal that finds it settled, after a long pause, takes it from nobody."""
+    async with UnitOfWork(transport=live) as uow:
+        uow.emit(Added(1))
+        await uow.commit()
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription:
+        [delivery] = await subscription.receive(1)
+        session = RedisSession(through)
+        session.incr(TOTAL)
+        session.carry([], delivery)
+        proxy.cut("settle", after=True, times=100)
+        with pytest.raises(Unavailable, match="not known; commit again"):
+            await session.commit()
+        proxy.heal()
+        subscription.held_until = -math.inf
+        assert await subscription.confirm()
+
+        assert (False, False) == (delivery.lost, delivery.settled)
+
+        await session.commit()
+
+        assert (False, True) == (delivery.lost, delivery.settled)
+    assert (b"1", 0) == (server.client.get(TOTAL), pending(server))
 
 
 @asynccontextmanager

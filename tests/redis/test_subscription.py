@@ -3,6 +3,7 @@
 import asyncio
 import dataclasses
 import logging
+import math
 import re
 import time
 from collections import Counter
@@ -649,6 +650,90 @@ async def test_a_group_that_is_gone_from_one_stream_costs_no_lease_on_another(li
 
         assert not held.lost
         assert (held.consumer, 1) == server.owner(S, "g", held.source_id)
+
+
+async def test_what_was_just_read_needs_no_renewal(live: RedisTransport) -> None:
+    """After a pause too, if nothing else is held; but what was read before the pause does, though it was not handed out."""
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription:
+        await Club(live).publish(1)
+        subscription.held_until = -math.inf
+        [delivery] = await subscription.receive(1)
+
+        assert time.monotonic() < subscription.held_until
+
+        subscription._ready.append(delivery)
+        subscription.held_until = -math.inf
+        [delivery] = await subscription.receive(1)
+
+        assert -math.inf == subscription.held_until
+
+
+async def test_a_renewal_vouches_for_nothing_that_came_after_it_began(
+    live: RedisTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its lease may be as old as the read that brought it, which may have been asked for long before."""
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription, anyio.create_task_group() as tasks:
+        await Club(live).publish(1)
+        await subscription.receive(1)
+        under_way, go_on = anyio.Event(), anyio.Event()
+        run = subscription._control.run
+
+        async def run_late(*command: Any, **more: Any) -> Any:
+            reply = await run(*command, **more)
+            under_way.set()
+            await go_on.wait()
+            return reply
+
+        monkeypatch.setattr(subscription._control, "run", run_late)
+        received = asyncio.ensure_future(subscription.receive(1))
+        await wait_until(lambda: subscription._reading, description="a read waits")
+        before = time.monotonic()
+        tasks.start_soon(subscription._renew)
+        await under_way.wait()
+        await Club(live).publish(1)
+        await received
+        renewed = subscription._renewed
+        go_on.set()
+        await renewed.wait()
+
+        assert subscription.held_until < before + 30.0
+
+
+async def test_where_renewals_take_longer_than_a_lease_the_work_goes_on(
+    live: RedisTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody can know there what is ours still. One that began after it was asked for is the best answer that can be had."""
+    renew = RedisSubscription._renew
+
+    async def renew_late(self: RedisSubscription) -> None:
+        await renew(self)
+        self.held_until = -math.inf
+
+    monkeypatch.setattr(RedisSubscription, "_renew", renew_late)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0)) as subscription:
+        subscription.held_until = -math.inf
+        with anyio.fail_after(10):
+            assert await subscription.confirm()
+
+
+@pytest.mark.parametrize("done", ["XGROUP DELCONSUMER", "XGROUP DESTROY, and made again at $"])
+async def test_what_an_operator_takes_from_the_living_is_handled_all_the_same(
+    live: RedisTransport, server: Any, done: str
+) -> None:
+    """It looks like what others have settled, but nobody can have taken it over so soon: ours is the last copy that anyone handles."""
+    lost: list[Delivery] = []
+    await Club(live).publish(1)
+    async with live.subscribe(Subscribe(streams=[S], group="g", lease=30.0, on_lost=lost.append)) as subscription:
+        [delivery] = await subscription.receive(1)
+        if done == "XGROUP DELCONSUMER":
+            server.client.xgroup_delconsumer(S, "g", subscription.consumer)
+        else:
+            server.client.xgroup_destroy(S, "g")
+            server.client.xgroup_create(S, "g", "$")
+        await subscription._renew()
+
+        assert (False, []) == (delivery.lost, lost)
+        assert await subscription.confirm()
 
 
 async def test_who_cannot_renew_leases_since_the_disk_is_full_does_not_try_all_the_time(

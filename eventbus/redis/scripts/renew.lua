@@ -3,10 +3,11 @@
 --   What was trimmed is settled here, and counted as vanished: since Redis 7 the claim itself takes it out of the pending list.
 -- KEYS     stream or retry stream, group hash
 -- ARGV     group, consumer, entry ids (500 at the most)
--- Replies  {ids that another consumer has now, ids that were trimmed under our hands, ids that are settled: the entry is there, and the
---           group has read it, ids of which nothing is known: settled and then deleted, or forgotten with their group or their stream}
+-- Replies  {ids that another consumer has now, ids that were trimmed under our hands, ids that are settled, to all appearance: not pending,
+--           though the entry is there and the group is past it, ids of which nothing is known: settled and deleted, as in a retry stream, or
+--           forgotten with their group or their stream}
 local last
-local function has_read(id)
+local function is_past(id)
   if not last then
     last = '0-0'
     for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
@@ -20,7 +21,7 @@ end
 local lost, gone, settled, unknown = {}, {}, {}, {}
 for i = 3, #ARGV do
   local p = redis.call('XPENDING', KEYS[1], ARGV[1], ARGV[i], ARGV[i], 1)[1]
-  if not p and #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) > 0 and has_read(ARGV[i]) then
+  if not p and #redis.call('XRANGE', KEYS[1], ARGV[i], ARGV[i]) > 0 and is_past(ARGV[i]) then
     settled[#settled + 1] = ARGV[i]
   elseif not p then
     unknown[#unknown + 1] = ARGV[i]
