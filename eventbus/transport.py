@@ -103,8 +103,9 @@ class Subscription(Protocol):
     """The name under which we hold deliveries; no two subscriptions share one."""
 
     held_until: float
-    """Until when, by `time.monotonic`, nobody else can have taken over what we hold, unless the server's clock was set: each renewal moves
-    it. Past it, `confirm` before a handler starts."""
+    """Until when, by `time.monotonic`, nobody else can have taken over what we hold: each renewal moves it. Once it is past, a subscriber
+    asks `confirm` before it starts a handler. `math.inf` where leases do not run out. A server's clock that was set, or a consumer of the
+    group with a shorter lease, is not foreseen."""
 
     async def receive(self, limit: int, /) -> list[Delivery]:
         """Wait for deliveries; between 1 and `limit` of them, in stream order. Empty only after `stop`.
@@ -140,7 +141,7 @@ class Subscription(Protocol):
     async def confirm(self) -> bool:
         """Wait until it is known which of what we hold is ours still, after the process or the server stood still for longer than a lease.
 
-        What is not is `lost` then. False if we were stopped before it was known.
+        What is not is `lost` then. While the server is away, that is waited for. False if we were stopped before it was known.
         """
         ...
 
@@ -189,7 +190,7 @@ class Delivery(msgspec.Struct, eq=False, gc=False):
     settled: bool = False
     """Whether the commit of its unit of work has settled it too."""
     committing: bool = False
-    """Whether that commit was asked for, and it is not known yet, or not any more, what came of it."""
+    """Whether that commit was asked for, and what came of it is not known."""
     begun: bool = False
     """Whether its start, that of a suspect, may have been counted."""
     _envelope: Envelope | None = None

@@ -1128,20 +1128,29 @@ async def test_a_lease_lost_during_the_commit_harms_nobody_else(
     assert (0, 0, 0) == await counts(transport)
 
 
-async def test_a_lease_lost_while_waiting_is_not_handled(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What no handler has begun yet is dropped: its new owner handles it."""
-    monkeypatch.setattr("eventbus.subscriber.READ_AHEAD_SECONDS", 1e-9)  # read ahead at once, not after a look at the rate
-    handled: list[int] = []
-    release = anyio.Event()
+class Queue:
+    """What waits behind the number 0, which is handled until it is released."""
 
-    @bus.listen
-    async def handle(event: Registered) -> None:
+    def __init__(self, bus: MessageBus) -> None:
+        self.handled: list[int] = []
+        self.release = anyio.Event()
+        bus.listen(self._handle)
+
+    async def _handle(self, event: Registered) -> None:
         if event.number == 0:
-            await release.wait()
-        handled.append(event.number)
+            await self.release.wait()
+        self.handled.append(event.number)
 
+
+@pytest.fixture
+async def queue(bus: MessageBus, monkeypatch: pytest.MonkeyPatch) -> Queue:
+    monkeypatch.setattr("eventbus.subscriber.READ_AHEAD_SECONDS", 1e-9)  # read ahead at once, not after a look at the rate
+
+    return Queue(bus)
+
+
+async def test_a_lease_lost_while_waiting_is_not_handled(subscriber: Subscriber, transport: Observed, queue: Queue) -> None:
+    """What no handler has begun yet is dropped: its new owner handles it."""
     await publish(transport, *(Registered(number=number) for number in range(3)))
     async with running(replace(subscriber, concurrency=1)):
         await wait_all_tasks_blocked()
@@ -1155,11 +1164,11 @@ async def test_a_lease_lost_while_waiting_is_not_handled(
         async with transport.subscribe(Subscribe(streams=[STREAM], group=GROUP)) as winner:
             taken = await winner.receive(10)
             loser.thaw()
-            release.set()
+            queue.release.set()
             await wait_all_tasks_blocked()
 
             assert 3 == len(taken)
-            assert [] == handled
+            assert [] == queue.handled
 
             for delivery in taken:
                 winner.ack(delivery)
@@ -1168,19 +1177,9 @@ async def test_a_lease_lost_while_waiting_is_not_handled(
 
 
 async def test_what_was_settled_during_a_pause_is_not_started_after_it(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed, monkeypatch: pytest.MonkeyPatch
+    subscriber: Subscriber, transport: Observed, queue: Queue
 ) -> None:
     """A process that stood still for longer than its lease first asks what is its own still; what waits in it others have handled."""
-    monkeypatch.setattr("eventbus.subscriber.READ_AHEAD_SECONDS", 1e-9)  # read ahead at once, not after a look at the rate
-    handled: list[int] = []
-    release = anyio.Event()
-
-    @bus.listen
-    async def handle(event: Registered) -> None:
-        if event.number == 0:
-            await release.wait()
-        handled.append(event.number)
-
     await publish(transport, *(Registered(number=number) for number in range(3)))
     working = replace(subscriber, concurrency=1)
     async with running(working):
@@ -1195,77 +1194,55 @@ async def test_what_was_settled_during_a_pause_is_not_started_after_it(
         async with transport.subscribe(Subscribe(streams=[STREAM], group=GROUP)) as winner:
             for delivery in await winner.receive(10):
                 winner.ack(delivery)
-        release.set()  # the worker is free before anybody has renewed
+        queue.release.set()  # the worker is free before anybody has renewed
         await wait_all_tasks_blocked()
 
-        assert [0] == handled
+        assert [0] == queue.handled
 
         loser.thaw()
         await wait_until(lambda: working.statistics().held == 0, description="what waited is dropped")
 
-        assert [0] == handled
+        assert [0] == queue.handled
         assert held - 1 == working.statistics().lost_leases
 
         await publish(transport, Registered(number=3))
-        await wait_until(lambda: handled == [0, 3], description="it goes on")
+        await wait_until(lambda: queue.handled == [0, 3], description="it goes on")
 
 
-async def test_what_is_ours_after_a_pause_is_handled(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_what_is_ours_after_a_pause_is_handled(subscriber: Subscriber, transport: Observed, queue: Queue) -> None:
     """Nobody else was there to take it over."""
-    monkeypatch.setattr("eventbus.subscriber.READ_AHEAD_SECONDS", 1e-9)  # read ahead at once, not after a look at the rate
-    handled: list[int] = []
-    release = anyio.Event()
-
-    @bus.listen
-    async def handle(event: Registered) -> None:
-        if event.number == 0:
-            await release.wait()
-        handled.append(event.number)
-
     await publish(transport, *(Registered(number=number) for number in range(3)))
     async with running(replace(subscriber, concurrency=1)):
         await wait_all_tasks_blocked()
         [paused] = transport.subscriptions
         paused.freeze()
         transport.clock.advance(31)
-        release.set()
+        queue.release.set()
         await wait_all_tasks_blocked()
 
-        assert [0] == handled
+        assert [0] == queue.handled
 
         paused.thaw()
-        await wait_until(lambda: handled == [0, 1, 2], description="the rest is handled")
+        await wait_until(lambda: queue.handled == [0, 1, 2], description="the rest is handled")
 
 
 async def test_what_is_not_known_to_be_ours_when_we_stop_is_given_back(
-    bus: MessageBus, subscriber: Subscriber, transport: Observed, monkeypatch: pytest.MonkeyPatch
+    subscriber: Subscriber, transport: Observed, queue: Queue
 ) -> None:
     """It has not been started: another takes it at once, as the same attempt, and not as a suspect."""
-    monkeypatch.setattr("eventbus.subscriber.READ_AHEAD_SECONDS", 1e-9)  # read ahead at once, not after a look at the rate
-    handled: list[int] = []
-    release = anyio.Event()
-
-    @bus.listen
-    async def handle(event: Registered) -> None:
-        if event.number == 0:
-            await release.wait()
-        handled.append(event.number)
-
     await publish(transport, *(Registered(number=number) for number in range(2)))
     async with running(replace(subscriber, concurrency=1)):
         await wait_all_tasks_blocked()
         [paused] = transport.subscriptions
         paused.freeze()
-        release.set()
+        queue.release.set()
         await wait_all_tasks_blocked()
 
     async with transport.subscribe(Subscribe(streams=[STREAM], group=GROUP)) as heir:
         with anyio.fail_after(5):
             [delivery] = await heir.receive(2)
 
-    assert [0] == handled
+    assert [0] == queue.handled
     assert (1, False) == (delivery.attempt, delivery.suspect)
 
 

@@ -121,9 +121,8 @@ class RedisSession(Reads, Writes):
         self._asked, done = commit, False
         try:
             reply = await self._transport.ask(commit.command, writes=True, until=commit.until)
-            self._asked = None
+            self._asked, done = None, isinstance(reply, list) and reply[:1] == [b"done"]
             self._understand(reply, commit)
-            done = True
         except TransportError as exc:
             if self._asked is not None and (again or (isinstance(exc, Unanswered) and exc.sent)):
                 raise Unavailable(f"{exc}: whether the commit took place is {commit.unknown}") from exc

@@ -205,8 +205,8 @@ class RedisSubscription:
 
     async def confirm(self) -> bool:
         asked = time.monotonic()
-        # Where a renewal takes longer than a lease, one that has begun since then is as good an answer as can be had.
-        while asked > self.held_until and asked > self._renewed_at:
+        # Where a renewal takes longer than a lease, one that has begun since then, and covered all, is as good an answer as can be had.
+        while asked > self.held_until and asked > min(self._renewed_at, self._oldest):
             if self._stopped.is_set():
                 return False
             self._renew_soon()
@@ -749,7 +749,8 @@ class RedisSubscription:
                     raise
                 for id in lost:
                     self._lose(source, id.decode())
-                late = time.monotonic() > self.held_until  # else nobody had the right to take anything over
+                # Else nobody can have taken it over so soon: an operator has taken it from us, and we are the only ones to handle it.
+                late = time.monotonic() > self.held_until
                 for id in settled:
                     if late and not self._may_have_settled(source, id.decode()):
                         self._lose(source, id.decode())
@@ -791,7 +792,9 @@ class RedisSubscription:
                 self._request.on_lost(delivery)
 
     async def _settle_again(self, *, until: float = math.inf) -> None:
-        """Have the verdicts taken that were not, until all are or it is that late; one at first, then many in a write."""
+        """Have the verdicts taken that were not, until all are, it is that late or leases are to be renewed; one at first, then many in a
+        write.
+        """
         together = 1
         while self._unsettled:
             batch: list[tuple[Key, tuple[Any, ...]]] = []
@@ -817,7 +820,7 @@ class RedisSubscription:
                 self._unblock()
             if refused is not None:
                 raise refused
-            if time.monotonic() >= until:
+            if self._to_renew or time.monotonic() >= until:
                 return
             together = SETTLED_TOGETHER
 

@@ -61,7 +61,10 @@ def ack_before_handling() -> None:
 
 @variant
 def renewal_without_owner_check() -> None:
-    """Whoever was frozen takes back what others have begun, and goes on with what they have settled."""
+    """Whoever was frozen takes back what others have begun, and goes on with what they have settled.
+
+    Without the second, who takes it back is still told when the other has settled it, and stops in time.
+    """
     settled_by_others_not_told()
     _replace(scripts.RENEW, ("elseif p[2] ~= ARGV[2] then", "elseif false then"))
 

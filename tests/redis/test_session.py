@@ -595,9 +595,7 @@ async def test_a_commit_of_which_nothing_is_known_is_not_taken_for_another_consu
     live: RedisTransport, through: RedisTransport, proxy: FaultProxy, server: Any
 ) -> None:
     """It may have settled its delivery. A renewal that finds it settled, after a long pause, takes it from nobody."""
-    async with UnitOfWork(transport=live) as uow:
-        uow.emit(Added(1))
-        await uow.commit()
+    await publish(live, 1)
     async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription:
         [delivery] = await subscription.receive(1)
         session = RedisSession(through)
@@ -616,6 +614,28 @@ async def test_a_commit_of_which_nothing_is_known_is_not_taken_for_another_consu
 
         assert (False, True) == (delivery.lost, delivery.settled)
     assert (b"1", 0) == (server.client.get(TOTAL), pending(server))
+
+
+async def test_a_commit_that_was_applied_but_for_something_has_settled_its_delivery(
+    live: RedisTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the server would not do is said; the rest has happened, and the message is not handled again."""
+    await publish(live, 1)
+
+    async def answer(*_: object, **__: object) -> list[Any]:
+        return [b"done", [], [b"incr total:{club}: ERR no"]]
+
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription:
+        [delivery] = await subscription.receive(1)
+        session = RedisSession(live)
+        session.incr(TOTAL)
+        session.carry([], delivery)
+        with monkeypatch.context() as patch:
+            patch.setattr(live, "ask", answer)
+            with pytest.raises(TransactionError, match=r"but for what the server would not do: 'incr total:\{club\}: ERR no'"):
+                await session.commit()
+
+        assert (True, False) == (delivery.settled, delivery.committing)
 
 
 @asynccontextmanager

@@ -699,6 +699,16 @@ async def test_a_renewal_vouches_for_nothing_that_came_after_it_began(
         assert subscription.held_until < before + 30.0
 
 
+async def test_a_renewal_that_did_not_cover_all_is_asked_for_again(live: RedisTransport) -> None:
+    """What came while it was under way may be another's already."""
+    async with live.subscribe(Subscribe(streams=[S], group="g")) as subscription:
+        subscription.held_until, subscription._renewed_at, subscription._oldest = -math.inf, math.inf, -math.inf
+        renewed = subscription._renewed
+        assert await subscription.confirm()
+
+        assert renewed.is_set()
+
+
 async def test_where_renewals_take_longer_than_a_lease_the_work_goes_on(
     live: RedisTransport, monkeypatch: pytest.MonkeyPatch
 ) -> None:

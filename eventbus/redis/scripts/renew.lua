@@ -3,9 +3,9 @@
 --   What was trimmed is settled here, and counted as vanished: since Redis 7 the claim itself takes it out of the pending list.
 -- KEYS     stream or retry stream, group hash
 -- ARGV     group, consumer, entry ids (500 at the most)
--- Replies  {ids that another consumer has now, ids that were trimmed under our hands, ids that are settled, to all appearance: not pending,
---           though the entry is there and the group is past it, ids of which nothing is known: settled and deleted, as in a retry stream, or
---           forgotten with their group or their stream}
+-- Replies  {ids that another consumer has now, ids that were trimmed under our hands, ids that look settled: not pending, though the entry is
+--           there and the group is past it (XGROUP DELCONSUMER leaves the same), ids of which nothing is known: settled and deleted, as in a
+--           retry stream, or forgotten with their group or their stream}
 local last
 local function is_past(id)
   if not last then
