@@ -251,7 +251,7 @@ async def freezes(rig: Rig) -> Allowances:
 
 @workload(full=Size(4_000, 20), short=Size(600, 3))
 async def pauses(rig: Rig) -> Allowances:
-    """SIGSTOP of a consumer for some leases: others handle what waits in its buffer, and it does not when it goes on."""
+    """SIGSTOP of a consumer until others are at what it held, or have settled it: they handle what waits in its buffer, it does not."""
     lease, each = 0.6, rig.size.messages // rig.size.faults
     slow = each // 2
     await rig.start_server()
@@ -268,7 +268,7 @@ async def pauses(rig: Rig) -> Allowances:
         async with rig.frozen(victim) as worker:
             waited += len(await _held_by(rig, "g", worker.pid)) - 1
             if number % 2:
-                await asyncio.sleep(3 * lease)  # others are at it
+                await rig.until(lambda mark=mark: _is_begun_again(rig, mark), "another is at what it was at", 30)
             else:
                 await rig.drained(30)  # others have settled it
         await rig.drained(30)
@@ -523,6 +523,13 @@ async def _at_work_on(rig: Rig, members: list[Member], mark: str) -> Member:
     await rig.until(has_begun, f"a handler has begun with {mark}")
 
     return members[pids.index(under_way[mark, "1"][0].pid)]
+
+
+async def _is_begun_again(rig: Rig, mark: str) -> bool:
+    """Whether a second process has begun what another of the group ``g`` is still at."""
+    rig.ledger.read()
+
+    return len(rig.ledger.group("g").under_way.get((mark, "1"), [])) > 1
 
 
 async def _settled(rig: Rig, group: str, ids: set[bytes]) -> bool:

@@ -34,6 +34,33 @@ class BookRegistered(Event):
     number: int
 
 
+class Clock:
+    """An event loop's time, moved by the test."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self._timers: list[asyncio.TimerHandle] = []
+
+    def time(self) -> float:
+        return self.now
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.get_running_loop().create_future()
+
+    def call_at(self, when: float, callback: Callable[[], None]) -> asyncio.TimerHandle:
+        timer = asyncio.TimerHandle(when, callback, (), asyncio.get_running_loop())
+        self._timers.append(timer)
+
+        return timer
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        due = [timer for timer in self._timers if timer.when() <= self.now and not timer.cancelled()]
+        self._timers = [timer for timer in self._timers if timer.when() > self.now]
+        for timer in due:
+            timer._run()  # type: ignore[attr-defined]
+
+
 @asynccontextmanager
 async def wire_to(serve: Serve) -> AsyncIterator[Wire]:
     """A wire to a server that does as the test says."""
@@ -164,21 +191,26 @@ async def test_a_server_that_says_nothing_is_not_waited_for() -> None:
 @pytest.mark.parametrize("said", [b"*2\r\n$2\r\nab\r\n:7\r\n", b"%1\r\n$2\r\nab\r\n:7\r\n"], ids=["RESP2", "RESP3"])
 async def test_a_reply_may_take_its_time_while_something_comes(said: bytes) -> None:
     """Or a large one could never be had over a slow line: it is given up when nothing has come for as long as was said."""
-
-    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    clock = Clock()
+    async with wire_to(silent) as wire:
+        wire._loop = clock  # type: ignore[assignment]
+        asking = asyncio.ensure_future(wire.ask(PING, 1, 0.5))
+        await wait_until(lambda: wire._answer is not None, description="it is asked")
         for byte in said:
-            writer.write(bytes([byte]))
-            await asyncio.sleep(0.12)
-        writer.write(said[:-1])
-        await asyncio.Event().wait()
-
-    async with wire_to(serve) as wire:
-        began = asyncio.get_running_loop().time()
-        [reply] = await wire.ask(PING, 1, 1.5)
+            clock.advance(0.4)
+            assert not asking.done()
+            wire.data_received(bytes([byte]))
+        [reply] = await asking
         assert reply in ([b"ab", 7], {b"ab": 7})
-        assert asyncio.get_running_loop().time() - began > 1.5
+
+        asking = asyncio.ensure_future(wire.ask(PING, 1, 0.5))
+        await wait_until(lambda: wire._answer is not None, description="it is asked again")
+        wire.data_received(said[:-1])
+        clock.advance(0.4)
+        assert not asking.done()
+        clock.advance(0.2)
         with pytest.raises(TimeoutError):
-            await asyncio.wait_for(wire.ask(PING, 1, 0.2), 5.0)
+            await asking
 
 
 async def test_a_short_call_after_a_long_one_has_its_own_time() -> None:
