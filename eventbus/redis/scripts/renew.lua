@@ -8,14 +8,7 @@
 --           retry stream, or forgotten with their group or their stream}
 local last
 local function is_past(id)
-  if not last then
-    last = '0-0'
-    for _, flat in ipairs(redis.call('XINFO', 'GROUPS', KEYS[1])) do
-      local g = {}
-      for i = 1, #flat, 2 do g[flat[i]] = flat[i + 1] end
-      if g.name == ARGV[1] then last = g['last-delivered-id'] end
-    end
-  end
+  last = last or position(KEYS[1], ARGV[1])
   return not before(last, id)
 end
 local lost, gone, settled, unknown = {}, {}, {}, {}
