@@ -35,8 +35,6 @@ class Workload(msgspec.Struct, frozen=True):
 
 WORKLOADS: dict[str, Workload] = {}
 
-PACE = 3.0
-"""Seconds that a machine may lose which does other things too."""
 SUSPECT = 0.05
 """Seconds that one takes, at the most, with its 10 ms of work, its counted start and its ack, on a machine that does other things too."""
 # Seconds of a failure that are left out of the rate of its commands, and those that are counted: a rate has no event to wait for.
@@ -92,9 +90,9 @@ async def kills(rig: Rig) -> Allowances:
     rig.notes.append(
         f"the {len(left)} entries that the last one held were taken over within {taken:.2f} s, settled within {took:.2f} s"
     )
-    rig.require(taken < LEASE + SWEEP + PACE, "late", f"what a killed process held was taken over only after {taken:.2f} s")
+    rig.require(taken < LEASE + SWEEP + 1.0, "late", f"what a killed process held was taken over only after {taken:.2f} s")
     # One consumer may have them all to handle, and suspects run one after another.
-    at_most = LEASE + SWEEP + PACE + len(left) * SUSPECT
+    at_most = LEASE + SWEEP + 1.0 + len(left) * SUSPECT
     rig.require(took < at_most, "late", f"what a killed process held was settled after {took:.2f} s, not {at_most:.2f}")
 
     return Allowances(repeats=rig.size.faults * 30, repeats_each=2)
